@@ -1,0 +1,309 @@
+//! What the catalogue holds of one volume, and every change it may go through.
+//!
+//! [`decide`] is a pure function: the controller runs it inside the transaction that applies a Raft
+//! entry, the simulation runs it directly. A change names the state it expects; when the row has moved
+//! on, the change is refused and the refusal carries the current row, so that a proposer that never
+//! heard its answer learns the outcome by asking again (R2, R3).
+//!
+//! Not here: pools, names, tags, placement. The controller keeps those beside this row.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
+
+/// The most replicas one volume can have, present and absent together.
+pub const MAX_REPLICAS: usize = 8;
+
+/// The catalogue's row of one volume, as far as the data path depends on it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeRow {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Bytes; a multiple of 4096.
+    pub size: u64,
+    /// Raised by every change of this row; a later row always has a higher one.
+    pub revision: u64,
+    /// The current epoch and config. `(0, 0)` until the first attach.
+    pub view: View,
+    /// The node whose engine has the right of `view.epoch`, if any.
+    pub owner: Option<String>,
+    /// The last engine ended in order: nothing in flight, all flushed, no dirty region.
+    pub clean: bool,
+    /// `clean` as it stood when `view.epoch` began: tells the engine whether to wait for members
+    /// that do not answer (R5) and what to expect of dirty maps (R8).
+    pub clean_before: bool,
+    /// History of the data.
+    pub lineage: Lineage,
+    /// The in-sync set never shrinks below this many; I/O is suspended instead (R16).
+    pub min_in_sync: u8,
+    /// Every replica of the volume.
+    pub replicas: BTreeMap<ReplicaId, Member>,
+}
+
+/// One replica in a [`VolumeRow`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    /// The node that holds it.
+    pub node: String,
+    /// Whether it has every acknowledged write.
+    pub state: MemberState,
+}
+
+/// What the catalogue says of a replica. `Syncing` is not here: progress is the engine's to know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum MemberState {
+    /// In the in-sync set.
+    InSync,
+    /// Left the set when `since` began; `None`: never was in it, so that it needs everything.
+    Stale {
+        /// The config that removed it.
+        since: Option<ConfigSeq>,
+        /// Why.
+        reason: EjectReason,
+    },
+}
+
+/// Why a replica left the in-sync set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EjectReason {
+    /// Made later than the volume; waits for its first full copy.
+    New,
+    /// Its connection was lost and did not come back in time.
+    Unreachable,
+    /// A request got no answer within its deadline.
+    TimedOut,
+    /// Its disk failed a write or a flush (R15).
+    DiskFailed,
+    /// Its pool is full.
+    NoSpace,
+    /// It came back without the writes its disk had acknowledged (R9).
+    CacheLost,
+    /// It refused a request of the current view: what it has stored disagrees with the catalogue.
+    Disagrees,
+    /// The operator took it out.
+    Operator,
+}
+
+impl fmt::Display for EjectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::New => "new",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed-out",
+            Self::DiskFailed => "disk-failed",
+            Self::NoSpace => "no-space",
+            Self::CacheLost => "cache-lost",
+            Self::Disagrees => "disagrees",
+            Self::Operator => "operator",
+        })
+    }
+}
+
+/// A change somebody wants, with the state it presumes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "change")]
+pub enum Change {
+    /// Give the right to run an engine to `owner`, under a new epoch.
+    Attach {
+        /// Node that gets it.
+        owner: String,
+        /// Epoch the proposer saw.
+        expect: Epoch,
+        /// Take it from a present owner.
+        force: bool,
+    },
+    /// The owner's engine process is gone; its next one needs a new epoch, always.
+    Restart {
+        /// Must be the present owner.
+        owner: String,
+        /// Epoch of the engine that ended.
+        expect: Epoch,
+    },
+    /// The right of `expect` is given up. `clean` only when that engine said so itself.
+    Detach {
+        /// Epoch that ends.
+        expect: Epoch,
+        /// Drained, flushed, no dirty region left.
+        clean: bool,
+    },
+    /// Take members out of the in-sync set (R2).
+    Remove {
+        /// View under which the engine acts.
+        expect: View,
+        /// Who and why.
+        members: Vec<(ReplicaId, EjectReason)>,
+    },
+    /// Put a replica that has caught up into the in-sync set (R3).
+    Add {
+        /// View under which the engine acts.
+        expect: View,
+        /// Who.
+        member: ReplicaId,
+    },
+}
+
+/// Why a [`Change`] was not made. The row is as it was.
+#[derive(Clone, PartialEq, Eq, Debug, Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "refusal")]
+pub enum Refusal {
+    /// Another node has the volume.
+    #[error("the volume is attached on node {node}")]
+    Attached {
+        /// That node.
+        node: String,
+    },
+    /// The volume is attached nowhere.
+    #[error("the volume is not attached")]
+    NotAttached,
+    /// The caller is not the owner.
+    #[error("node {owner} does not have the volume")]
+    NotOwner {
+        /// The caller.
+        owner: String,
+    },
+    /// The row has moved on.
+    #[error("the volume is at view {current}, the change expected {expected}")]
+    ViewChanged {
+        /// What the proposer saw.
+        expected: View,
+        /// What is.
+        current: View,
+    },
+    /// The change would leave fewer in-sync replicas than allowed (R16).
+    #[error("{left} in-sync replicas would be left, at least {min} are required")]
+    TooFewInSync {
+        /// How many would be left.
+        left: usize,
+        /// How many must be.
+        min: usize,
+    },
+    /// No replica of that number.
+    #[error("the volume has no replica {replica}")]
+    NoSuchReplica {
+        /// The number.
+        replica: ReplicaId,
+    },
+    /// A member to remove is not in the set, or one to add already is.
+    #[error("replica {replica} is already in the state asked for")]
+    NothingToDo {
+        /// The replica.
+        replica: ReplicaId,
+    },
+}
+
+impl VolumeRow {
+    /// The in-sync set, in order.
+    pub fn in_sync(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.replicas
+            .iter()
+            .filter(|(_, m)| m.state == MemberState::InSync)
+            .map(|(id, _)| *id)
+    }
+
+    /// The smallest in-sync set allowed: `min_in_sync`, at least one, never more than there are replicas.
+    pub fn least_in_sync(&self) -> usize {
+        usize::from(self.min_in_sync).clamp(1, self.replicas.len().max(1))
+    }
+}
+
+/// Decides a change: the row after it, or why it is refused.
+pub fn decide(row: &VolumeRow, change: &Change) -> Result<VolumeRow, Refusal> {
+    let mut next = row.clone();
+    match change {
+        Change::Attach { owner, expect, force } => {
+            expect_epoch(row, *expect)?;
+            if let Some(node) = &row.owner
+                && !force
+            {
+                return Err(Refusal::Attached { node: node.clone() });
+            }
+            begin_epoch(row, &mut next, owner.clone());
+        }
+        Change::Restart { owner, expect } => {
+            expect_epoch(row, *expect)?;
+            match &row.owner {
+                None => return Err(Refusal::NotAttached),
+                Some(node) if node != owner => return Err(Refusal::NotOwner { owner: owner.clone() }),
+                Some(_) => begin_epoch(row, &mut next, owner.clone()),
+            }
+        }
+        Change::Detach { expect, clean } => {
+            expect_epoch(row, *expect)?;
+            if row.owner.is_none() {
+                return Err(Refusal::NotAttached);
+            }
+            next.owner = None;
+            next.clean = *clean;
+        }
+        Change::Remove { expect, members } => {
+            expect_view(row, *expect)?;
+            next.view.config = row.view.config.next();
+            for (replica, reason) in members {
+                let member = next
+                    .replicas
+                    .get_mut(replica)
+                    .ok_or(Refusal::NoSuchReplica { replica: *replica })?;
+                if member.state != MemberState::InSync {
+                    return Err(Refusal::NothingToDo { replica: *replica });
+                }
+                member.state = MemberState::Stale {
+                    since: Some(next.view.config),
+                    reason: *reason,
+                };
+            }
+            let (left, min) = (next.in_sync().count(), row.least_in_sync());
+            if left < min {
+                return Err(Refusal::TooFewInSync { left, min });
+            }
+        }
+        Change::Add { expect, member } => {
+            expect_view(row, *expect)?;
+            let replica = *member;
+            let member = next
+                .replicas
+                .get_mut(&replica)
+                .ok_or(Refusal::NoSuchReplica { replica })?;
+            if member.state == MemberState::InSync {
+                return Err(Refusal::NothingToDo { replica });
+            }
+            member.state = MemberState::InSync;
+            next.view.config = row.view.config.next();
+        }
+    }
+    next.revision = row.revision.saturating_add(1);
+    Ok(next)
+}
+
+fn begin_epoch(row: &VolumeRow, next: &mut VolumeRow, owner: String) {
+    next.view.epoch = row.view.epoch.next();
+    next.owner = Some(owner);
+    next.clean_before = row.clean;
+    next.clean = false;
+}
+
+fn expect_epoch(row: &VolumeRow, expect: Epoch) -> Result<(), Refusal> {
+    expect_view(
+        row,
+        View {
+            epoch: expect,
+            config: row.view.config,
+        },
+    )
+}
+
+fn expect_view(row: &VolumeRow, expected: View) -> Result<(), Refusal> {
+    if row.view == expected {
+        Ok(())
+    } else {
+        Err(Refusal::ViewChanged {
+            expected,
+            current: row.view,
+        })
+    }
+}

@@ -1,0 +1,3 @@
+//! Stor's replication protocol.
+pub mod catalogue;
+pub mod ids;
