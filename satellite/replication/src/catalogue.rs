@@ -49,6 +49,9 @@ pub struct VolumeRow {
 pub struct Member {
     /// The node that holds it.
     pub node: String,
+    /// The config that last put it into the in-sync set; zero for the replicas a volume begins with,
+    /// `None` for one that never was in it. A superblock older than this was restored from a copy.
+    pub joined: Option<ConfigSeq>,
     /// Whether it has every acknowledged write.
     pub state: MemberState,
 }
@@ -274,6 +277,7 @@ pub fn decide(row: &VolumeRow, change: &Change) -> Result<VolumeRow, Refusal> {
             }
             member.state = MemberState::InSync;
             next.view.config = row.view.config.next();
+            member.joined = Some(next.view.config);
         }
     }
     next.revision = row.revision.saturating_add(1);
