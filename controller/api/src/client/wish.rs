@@ -1,0 +1,158 @@
+//! Everything a client can ask to be changed, and the HTTP request it becomes. One table, so that a wish and
+//! its dry run can't differ in anything but `?dry_run=true`.
+
+use std::fmt::Write as _;
+
+use reqwest::Method;
+use serde::Serialize;
+
+use crate::objects::{AttachmentSpec, ClassSpec, NodeChange, NodeSpec, PoolChange, PoolSpec, VolumeSpec};
+
+/// A change somebody wants.
+#[derive(Clone, Copy, Debug)]
+#[expect(
+    missing_docs,
+    reason = "the fields are the path's names and the bodies of the API"
+)]
+pub enum Wish<'a> {
+    /// Register a node.
+    CreateNode(&'a NodeSpec),
+    /// Change a node.
+    ChangeNode { name: &'a str, change: &'a NodeChange },
+    /// Forget a node.
+    DeleteNode { name: &'a str, force: bool },
+    /// Make a pool on a node.
+    CreatePool(&'a PoolSpec),
+    /// Change a pool on a node.
+    ChangePool {
+        name: &'a str,
+        node: &'a str,
+        change: &'a PoolChange,
+    },
+    /// Take a pool away from a node.
+    DeletePool {
+        name: &'a str,
+        node: &'a str,
+        force: bool,
+    },
+    /// Make a class.
+    CreateClass(&'a ClassSpec),
+    /// Take a class away.
+    DeleteClass { name: &'a str },
+    /// Make a volume.
+    CreateVolume(&'a VolumeSpec),
+    /// Delete a volume.
+    DeleteVolume { name: &'a str, force: bool },
+    /// Attach a volume to a node.
+    Attach {
+        volume: &'a str,
+        spec: &'a AttachmentSpec,
+    },
+    /// Detach a volume from a node.
+    Detach {
+        volume: &'a str,
+        node: &'a str,
+        force: bool,
+    },
+    /// Take a controller out.
+    RemoveController { name: &'a str },
+    /// Make a controller the leader.
+    TransferLeader { name: &'a str },
+}
+
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) body: Option<Vec<u8>>,
+}
+
+impl Wish<'_> {
+    pub(super) fn request(&self, dry_run: bool) -> Request {
+        let (method, path, body, force) = match self {
+            Self::CreateNode(spec) => (Method::POST, "nodes".to_owned(), body(spec), false),
+            Self::ChangeNode { name, change } => (
+                Method::PATCH,
+                format!("nodes/{}", segment(name)),
+                body(change),
+                false,
+            ),
+            Self::DeleteNode { name, force } => {
+                (Method::DELETE, format!("nodes/{}", segment(name)), None, *force)
+            }
+            Self::CreatePool(spec) => (Method::POST, "pools".to_owned(), body(spec), false),
+            Self::ChangePool { name, node, change } => (
+                Method::PATCH,
+                format!("pools/{}/nodes/{}", segment(name), segment(node)),
+                body(change),
+                false,
+            ),
+            Self::DeletePool { name, node, force } => (
+                Method::DELETE,
+                format!("pools/{}/nodes/{}", segment(name), segment(node)),
+                None,
+                *force,
+            ),
+            Self::CreateClass(spec) => (Method::POST, "classes".to_owned(), body(spec), false),
+            Self::DeleteClass { name } => (Method::DELETE, format!("classes/{}", segment(name)), None, false),
+            Self::CreateVolume(spec) => (Method::POST, "volumes".to_owned(), body(spec), false),
+            Self::DeleteVolume { name, force } => {
+                (Method::DELETE, format!("volumes/{}", segment(name)), None, *force)
+            }
+            Self::Attach { volume, spec } => (
+                Method::POST,
+                format!("volumes/{}/attachments", segment(volume)),
+                body(spec),
+                false,
+            ),
+            Self::Detach { volume, node, force } => {
+                let path = format!("volumes/{}/attachments/{}", segment(volume), segment(node));
+                (Method::DELETE, path, None, *force)
+            }
+            Self::RemoveController { name } => (
+                Method::DELETE,
+                format!("controllers/{}", segment(name)),
+                None,
+                false,
+            ),
+            Self::TransferLeader { name } => (
+                Method::POST,
+                format!("controllers/{}/transfer-leader", segment(name)),
+                None,
+                false,
+            ),
+        };
+        let query = match (dry_run, force) {
+            (false, false) => "",
+            (true, false) => "?dry_run=true",
+            (false, true) => "?force=true",
+            (true, true) => "?dry_run=true&force=true",
+        };
+        Request {
+            method,
+            path: format!("/api/v1/{path}{query}"),
+            body,
+        }
+    }
+}
+
+fn body<T: Serialize>(value: &T) -> Option<Vec<u8>> {
+    // The API's objects have string keys and finite numbers only, so that this does not fail; if it ever
+    // did, the server would refuse the missing body.
+    serde_json::to_vec(value).ok()
+}
+
+/// A name as one segment of a path or value of a query: whatever a person typed, it stays one.
+pub(super) fn segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'_' | b'~')
+            || (byte == b'.' && text.len() > 2)
+        {
+            out.push(char::from(byte));
+        } else if write!(out, "%{byte:02X}").is_err() {
+            break; // a String takes everything
+        }
+    }
+    out
+}
