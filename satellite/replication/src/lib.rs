@@ -1,3 +1,17 @@
-//! Stor's replication protocol.
+//! Stor's replication protocol: how one volume is kept as equal copies on several nodes.
+//!
+//! Two state machines, [`replica`] (one copy) and [`engine`] (the one writer), the pure decisions of the
+//! [`catalogue`], and the formats of the [`wire`] and of the [`disk`]. No I/O, no clock, no async
+//! runtime: `step(now, event, &mut commands)`; a shell executes the commands. The simulation and the
+//! daemons run this same code. The rules R1 to R16 are in `docs/replication.md`.
+
+pub mod bitmap;
+pub mod body;
 pub mod catalogue;
+pub mod disk;
 pub mod ids;
+pub mod info;
+pub mod range;
+pub mod replica;
+pub mod time;
+pub mod wire;

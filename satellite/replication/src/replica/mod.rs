@@ -1,0 +1,332 @@
+//! The replica's state machine: one copy of one volume on one storage node.
+//!
+//! It promises an epoch to one engine at a time, keeps the maps that make resync and recovery exact, and
+//! turns requests into disk operations. It promises: no write reaches the disk before its region's dirty
+//! bit is durable (R7); after a promise for an epoch no older I/O of any kind is left below it (R4).
+//! It does not decide who is in sync: that is the catalogue's, told by the engine.
+//!
+//! ```text
+//!            Open (epoch >= fence)              fence durable, disk idle, lease over
+//!   closed ------------------------> opening -----------------------------------------> open
+//!      ^                               |  ^                                              |
+//!      +---- connection lost ----------+  +------------- Open on a new connection -------+
+//! ```
+
+mod data;
+mod maps;
+mod session;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::body::Body;
+use crate::disk::{Page, PageId, Superblock};
+use crate::ids::{CacheId, ConnId, Epoch, ReplicaId, View, VolumeId};
+use crate::range::ByteRange;
+use crate::time::{LEASE, Time};
+use crate::wire::{Header, Kind, Status};
+
+pub use maps::LoadError;
+use maps::Maps;
+
+/// Requests one connection may have in flight; an engine stays far below, so more is a defect of the
+/// peer and ends its connection.
+pub const MAX_IN_FLIGHT: usize = 4096;
+
+/// Something that happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event<P> {
+    /// A request came in; its checksums held.
+    Request {
+        /// Connection.
+        conn: ConnId,
+        /// What.
+        header: Header,
+        /// Payload.
+        body: Body<P>,
+    },
+    /// A connection is gone.
+    Gone {
+        /// Which.
+        conn: ConnId,
+    },
+    /// A disk operation ended.
+    DiskDone {
+        /// Its number.
+        op: u64,
+        /// For a read, the data.
+        result: Result<Option<P>, DiskError>,
+    },
+    /// All pages of the last [`Command::StorePages`] are durable, or not.
+    PagesStored {
+        /// Outcome of the whole batch.
+        result: Result<(), DiskError>,
+    },
+    /// The time [`Replica::deadline`] named has come.
+    Tick,
+}
+
+/// How a disk operation failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskError {
+    /// No space left.
+    NoSpace,
+    /// Anything else.
+    Failed,
+}
+
+/// Something to be done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command<P> {
+    /// Answer a request.
+    Reply {
+        /// Connection; if it is gone, nothing is to be done.
+        conn: ConnId,
+        /// What.
+        header: Header,
+        /// Payload.
+        body: Body<P>,
+    },
+    /// Close a connection.
+    Drop {
+        /// Which.
+        conn: ConnId,
+    },
+    /// Do a disk operation and tell [`Event::DiskDone`].
+    Disk {
+        /// Its number.
+        op: u64,
+        /// What.
+        action: DiskAction<P>,
+    },
+    /// Write all pages and make them durable, in any order, then tell [`Event::PagesStored`].
+    /// There is never more than one such batch under way.
+    StorePages(Vec<StoredPage>),
+}
+
+/// A page to write and where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredPage {
+    /// Which page; for tests and logs.
+    pub id: PageId,
+    /// Byte offset in the metadata file.
+    pub offset: u64,
+    /// Its bytes.
+    pub page: Page,
+}
+
+/// An operation on the data.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DiskAction<P> {
+    /// Write; durable when done if `fua`.
+    Write {
+        /// Where.
+        range: ByteRange,
+        /// What.
+        data: P,
+        /// Durable when done.
+        fua: bool,
+    },
+    /// Make a range read as zeroes.
+    Zero {
+        /// Where.
+        range: ByteRange,
+        /// Give the space back.
+        discard: bool,
+        /// Durable when done.
+        fua: bool,
+    },
+    /// Read.
+    Read {
+        /// Where.
+        range: ByteRange,
+    },
+    /// Make everything done before durable.
+    Flush,
+}
+
+#[derive(Debug)]
+struct Session {
+    conn: ConnId,
+    epoch: Epoch,
+    /// What requests must carry; moved by `StoreView`.
+    view: View,
+    /// In the in-sync set, or about to join it.
+    member: bool,
+}
+
+#[derive(Debug)]
+struct Opening {
+    conn: ConnId,
+    header: Header,
+    /// Generation of the stored pages that holds the new fence.
+    stored_at: u64,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    conn: ConnId,
+    header: Header,
+    arrived: Time,
+}
+
+#[derive(Debug)]
+struct Parked<P> {
+    conn: ConnId,
+    header: Header,
+    body: Body<P>,
+    arrived: Time,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    generation: u64,
+    conn: ConnId,
+    header: Header,
+    arrived: Time,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Replica<P> {
+    volume: VolumeId,
+    id: ReplicaId,
+    /// Volatile state below, now.
+    cache: CacheId,
+    superblock: Superblock,
+    maps: Maps,
+    session: Option<Session>,
+    opening: Option<Opening>,
+    /// Disk operations under way, of whatever session.
+    disk: BTreeMap<u64, InFlight>,
+    next_disk: u64,
+    /// Writes whose dirty bits are not yet durable.
+    parked: VecDeque<Parked<P>>,
+    /// Answers that wait for pages to be durable.
+    waiting: Vec<Waiting>,
+    /// The read lease last granted: to which epoch, until when.
+    lease: (Epoch, Time),
+}
+
+impl<P: Clone> Replica<P> {
+    /// Opens a replica from its metadata file. `read` answers bytes at an offset; beyond the end, zeroes.
+    pub fn load<E>(
+        volume: VolumeId,
+        id: ReplicaId,
+        cache: CacheId,
+        now: Time,
+        read: &mut dyn FnMut(u64, usize) -> Result<Vec<u8>, E>,
+    ) -> Result<Self, LoadError<E>> {
+        let (superblock, maps) = Maps::load(volume, id, read)?;
+        // A process that ended may have granted a lease just before: assume it did.
+        let lease = (superblock.fence, now + LEASE);
+        Ok(Self {
+            volume,
+            id,
+            cache,
+            superblock,
+            maps,
+            session: None,
+            opening: None,
+            disk: BTreeMap::new(),
+            next_disk: 0,
+            parked: VecDeque::new(),
+            waiting: Vec::new(),
+            lease,
+        })
+    }
+
+    /// What is stored, for status and checks.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// Set bits of the dirty map.
+    pub fn dirty_regions(&self) -> u64 {
+        self.maps.dirty_count()
+    }
+
+    /// Whether anything is under way in the disk; once closed by its shell, it must be waited for.
+    pub fn is_idle(&self) -> bool {
+        self.disk.is_empty() && !self.maps.is_storing()
+    }
+
+    /// When [`Event::Tick`] is due, if at all.
+    pub fn deadline(&self) -> Option<Time> {
+        let lease = self.opening.as_ref().map(|_| self.lease.1);
+        [lease, self.maps.deadline()].into_iter().flatten().min()
+    }
+
+    /// Takes an event, appends what is to be done.
+    pub fn step(&mut self, now: Time, event: Event<P>, out: &mut Vec<Command<P>>) {
+        match event {
+            Event::Request { conn, header, body } => self.request(now, conn, header, body, out),
+            Event::Gone { conn } => self.gone(conn),
+            Event::DiskDone { op, result } => self.disk_done(op, result, out),
+            Event::PagesStored { result } => self.pages_stored(now, result, out),
+            Event::Tick => {}
+        }
+        self.try_promise(now, out);
+        if let Some(pages) = self.maps.compose(now, self.volume, self.id, &self.superblock) {
+            out.push(Command::StorePages(pages));
+        }
+    }
+
+    fn request(&mut self, now: Time, conn: ConnId, header: Header, body: Body<P>, out: &mut Vec<Command<P>>) {
+        //= docs/replication.md#R14
+        if header.is_reply() || header.volume != self.volume || header.replica != self.id {
+            return reply(out, conn, &header, Status::WrongReplica);
+        }
+        if header.kind == Kind::Open {
+            return self.open(conn, header, out);
+        }
+        let Some(session) = self.session.as_ref().filter(|session| session.conn == conn) else {
+            return self.refuse_stranger(conn, &header, out);
+        };
+        if header.view.epoch != session.epoch {
+            return reply(out, conn, &header, Status::WrongView);
+        }
+        if self.disk.len() + self.parked.len() + self.waiting.len() >= MAX_IN_FLIGHT {
+            out.push(Command::Drop { conn });
+            return self.gone(conn);
+        }
+        if header.kind == Kind::StoreView {
+            return self.store_view(now, conn, header, body.bytes(), out);
+        }
+        //= docs/replication.md#R14
+        if header.view != session.view {
+            return reply(out, conn, &header, Status::WrongView);
+        }
+        self.serve(now, conn, header, body, out);
+    }
+
+    /// Answers and thereby renews the read lease, counted from the request's arrival.
+    fn answer(
+        &mut self,
+        arrived: Time,
+        conn: ConnId,
+        header: &Header,
+        body: Body<P>,
+        out: &mut Vec<Command<P>>,
+    ) {
+        if let Some(session) = self.session.as_ref().filter(|session| session.conn == conn) {
+            let until = arrived + LEASE;
+            self.lease = match self.lease {
+                (epoch, before) if epoch == session.epoch => (epoch, before.max(until)),
+                _ => (session.epoch, until),
+            };
+        }
+        out.push(Command::Reply {
+            conn,
+            header: header.reply(Status::Ok),
+            body,
+        });
+    }
+}
+
+fn reply<P>(out: &mut Vec<Command<P>>, conn: ConnId, header: &Header, status: Status) {
+    out.push(Command::Reply {
+        conn,
+        header: header.reply(status),
+        body: Body::None,
+    });
+}

@@ -1,0 +1,164 @@
+//! Promises, views and leases: who may use this replica.
+
+use super::{Command, Opening, Replica, Session, Waiting, reply};
+use crate::body::Body;
+use crate::ids::{ConnId, View};
+use crate::info::{Info, Roster};
+use crate::time::Time;
+use crate::wire::{Header, Status, flags};
+
+impl<P: Clone> Replica<P> {
+    /// An engine asks for a promise. Any session there is ends now, its requests not yet in the disk are
+    /// forgotten; the promise is given by [`Replica::try_promise`].
+    pub(super) fn open(&mut self, conn: ConnId, header: Header, out: &mut Vec<Command<P>>) {
+        //= docs/replication.md#R5
+        if header.view.epoch < self.superblock.fence {
+            return self.refuse_stranger(conn, &header, out);
+        }
+        if self.superblock.failed {
+            return reply(out, conn, &header, Status::DiskFailed);
+        }
+        for old in self
+            .session
+            .iter()
+            .map(|s| s.conn)
+            .chain(self.opening.iter().map(|o| o.conn))
+        {
+            if old != conn {
+                out.push(Command::Drop { conn: old });
+            }
+        }
+        self.end_session();
+        if self.superblock.fence != header.view.epoch {
+            self.superblock.fence = header.view.epoch;
+            self.maps.touch_superblock();
+        }
+        if header.flags & flags::MEMBER == 0 {
+            // What this copy knows of others ends here: it misses their later writes.
+            if !self.superblock.in_sync.is_empty() {
+                self.superblock.in_sync.clear();
+                self.maps.touch_superblock();
+            }
+            for slot in 0..self.superblock.maps.len() {
+                self.maps.drop_slot(&mut self.superblock, slot);
+            }
+        }
+        self.opening = Some(Opening {
+            conn,
+            header,
+            stored_at: self.maps.generation(),
+        });
+    }
+
+    /// Tells an engine that is not the present one why it is not served.
+    pub(super) fn refuse_stranger(&self, conn: ConnId, header: &Header, out: &mut Vec<Command<P>>) {
+        if header.view.epoch < self.superblock.fence {
+            let view = View {
+                epoch: self.superblock.fence,
+                ..header.view
+            };
+            let header = Header { view, ..*header };
+            return reply(out, conn, &header, Status::Fenced);
+        }
+        reply(out, conn, header, Status::NotOpen);
+    }
+
+    /// Gives the promise once the fence is durable, the disk is idle and older leases are over.
+    //= docs/replication.md#R4
+    pub(super) fn try_promise(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        let Some(opening) = &self.opening else { return };
+        let (holder, until) = self.lease;
+        let leased = holder < opening.header.view.epoch && now < until;
+        if leased || !self.disk.is_empty() || !self.maps.stored(opening.stored_at) {
+            return;
+        }
+        let Some(Opening { conn, header, .. }) = self.opening.take() else {
+            return;
+        };
+        self.session = Some(Session {
+            conn,
+            epoch: header.view.epoch,
+            view: header.view,
+            member: header.flags & flags::MEMBER != 0,
+        });
+        let info = Info {
+            cache: self.cache,
+            cache_kept: self.cache == self.superblock.cache,
+            stored: self.superblock.view,
+            in_sync: self.superblock.in_sync.contains(&self.id),
+            lineage: self.superblock.lineage,
+            size: self.superblock.size,
+            dirty: self.maps.dirty_count(),
+            maps: self.superblock.maps.iter().copied().flatten().collect(),
+        };
+        self.answer(now, conn, &header, Body::Bytes(info.encode()), out);
+    }
+
+    /// The engine tells the view. A member stores it, with the maps of those who left; another replica
+    /// only takes requests under it from now on.
+    pub(super) fn store_view(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        header: Header,
+        roster: &[u8],
+        out: &mut Vec<Command<P>>,
+    ) {
+        let Some(roster) = Roster::decode(roster) else {
+            return reply(out, conn, &header, Status::Invalid);
+        };
+        let member = header.flags & flags::MEMBER != 0;
+        let Some(session) = self.session.as_mut() else {
+            return;
+        };
+        session.view = header.view;
+        session.member = member;
+        if !member {
+            return self.answer(now, conn, &header, Body::None, out);
+        }
+        if header.view < self.superblock.view {
+            return reply(out, conn, &header, Status::WrongView);
+        }
+        self.maps.adopt_roster(&mut self.superblock, &roster);
+        self.superblock.view = header.view;
+        self.superblock.in_sync = roster.in_sync;
+        self.superblock.cache = self.cache;
+        self.maps.touch_superblock();
+        self.answer_when_stored(now, conn, header);
+    }
+
+    /// Answers `header` once all that was changed up to now is durable.
+    pub(super) fn answer_when_stored(&mut self, now: Time, conn: ConnId, header: Header) {
+        self.waiting.push(Waiting {
+            generation: self.maps.generation(),
+            conn,
+            header,
+            arrived: now,
+        });
+    }
+
+    /// A connection is gone, and with it its promise.
+    pub(super) fn gone(&mut self, conn: ConnId) {
+        if self.opening.as_ref().is_some_and(|opening| opening.conn == conn)
+            || self.session.as_ref().is_some_and(|session| session.conn == conn)
+        {
+            self.end_session();
+        }
+    }
+
+    /// Ends whatever session there is. Requests that did not reach the disk are dropped: their engine
+    /// sends them again or was fenced. Those in the disk go on and are waited for by the next promise.
+    fn end_session(&mut self) {
+        self.session = None;
+        self.opening = None;
+        self.parked.clear();
+        self.waiting.clear();
+    }
+
+    /// The engine gives its lease back.
+    pub(super) fn close(&mut self, now: Time, conn: ConnId, header: &Header, out: &mut Vec<Command<P>>) {
+        reply(out, conn, header, Status::Ok);
+        self.lease.1 = now;
+        self.end_session();
+    }
+}
