@@ -1,1 +1,5 @@
-//! controller
+//! Stor's controller: the catalogue of what should be, the planner that places replicas, the sessions of
+//! satellites that make it so, and the REST API over all of it.
+
+pub mod catalogue;
+pub mod plan;

@@ -1,0 +1,200 @@
+//! Pools and classes.
+
+use super::node::count;
+use super::{Apply, Done, Weight, expect_revision, json};
+use crate::catalogue::command::{ClassWish, NodeKind, PoolWish};
+use crate::catalogue::load::{self, integer};
+use crate::catalogue::outcome::{Kind, Object, Outcome, Refused};
+use crate::catalogue::row::Pool;
+use crate::catalogue::sql;
+
+fn pool_object(name: &str, node: &str) -> Object {
+    Object::new(Kind::Pool, format!("{name} on {node}"))
+}
+
+impl Apply<'_> {
+    async fn need_pool(&mut self, name: &str, node: &str) -> Done<Pool> {
+        let found = load::pool(self.conn, name, node).await?;
+        Ok(found.ok_or_else(|| Refused::NoSuch {
+            object: pool_object(name, node),
+        })?)
+    }
+
+    pub(super) async fn create_pool(&mut self, wish: &PoolWish) -> Done {
+        let object = pool_object(&wish.name, &wish.node);
+        let node = self.need_node(&wish.node).await?;
+        if node.kind == NodeKind::Diskless {
+            let object = Object::new(Kind::Node, &wish.node);
+            return Err(Refused::State {
+                object,
+                state: "is diskless and can't have pools".into(),
+            }
+            .into());
+        }
+        if let Some(pool) = load::pool(self.conn, &wish.name, &wish.node).await? {
+            return match difference(&pool.wish, wish) {
+                None => Ok(Outcome::Unchanged),
+                Some(difference) => Err(Refused::Exists { object, difference }.into()),
+            };
+        }
+        let other: Option<String> = sqlx::query_scalar(sql::POOL_AT)
+            .bind(&wish.node)
+            .bind(&wish.dir)
+            .fetch_optional(&mut *self.conn)
+            .await?;
+        if let Some(other) = other {
+            let object = Object::new(Kind::Pool, format!("{other} on {}", wish.node));
+            return Err(Refused::Exists {
+                object,
+                difference: format!("it has the directory {}", wish.dir),
+            }
+            .into());
+        }
+        if self.dry {
+            return Ok(Outcome::Created);
+        }
+        sqlx::query(sql::INSERT_POOL)
+            .bind(&wish.name)
+            .bind(&wish.node)
+            .bind(&wish.dir)
+            .bind(json(&wish.tags)?)
+            .bind(integer(wish.overprovision_milli))
+            .bind(integer(self.index))
+            .execute(&mut *self.conn)
+            .await?;
+        self.touch(&wish.node).await?;
+        let message = format!(
+            "Pool {} was created on node {} in {}.",
+            wish.name, wish.node, wish.dir
+        );
+        self.event(Weight::Info, "pool-created", &object, &message)
+            .await?;
+        Ok(Outcome::Created)
+    }
+
+    pub(super) async fn change_pool(
+        &mut self,
+        name: &str,
+        node: &str,
+        expect: Option<u64>,
+        tags: Option<&[String]>,
+        overprovision_milli: Option<u64>,
+    ) -> Done {
+        let pool = self.need_pool(name, node).await?;
+        let object = pool_object(name, node);
+        expect_revision(&object, expect, pool.revision)?;
+        let tags = tags.unwrap_or(&pool.wish.tags);
+        let overprovision = overprovision_milli.unwrap_or(pool.wish.overprovision_milli);
+        if tags == pool.wish.tags && overprovision == pool.wish.overprovision_milli {
+            return Ok(Outcome::Unchanged);
+        }
+        if self.dry {
+            return Ok(Outcome::Changed);
+        }
+        sqlx::query(sql::UPDATE_POOL)
+            .bind(json(&tags)?)
+            .bind(integer(overprovision))
+            .bind(integer(self.index))
+            .bind(name)
+            .bind(node)
+            .execute(&mut *self.conn)
+            .await?;
+        let message = format!("Pool {name} on node {node} was changed.");
+        self.event(Weight::Info, "pool-changed", &object, &message)
+            .await?;
+        Ok(Outcome::Changed)
+    }
+
+    pub(super) async fn delete_pool(&mut self, name: &str, node: &str, expect: Option<u64>) -> Done {
+        let pool = self.need_pool(name, node).await?;
+        let object = pool_object(name, node);
+        expect_revision(&object, expect, pool.revision)?;
+        if pool.replicas > 0 {
+            let by = format!("it holds {}", count(pool.replicas, "replica"));
+            return Err(Refused::InUse { object, by }.into());
+        }
+        if self.dry {
+            return Ok(Outcome::Changed);
+        }
+        sqlx::query(sql::DELETE_POOL)
+            .bind(name)
+            .bind(node)
+            .execute(&mut *self.conn)
+            .await?;
+        self.touch(node).await?;
+        let message = format!("Pool {name} on node {node} was deleted; its directory was left as it is.");
+        self.event(Weight::Info, "pool-deleted", &object, &message)
+            .await?;
+        Ok(Outcome::Changed)
+    }
+
+    pub(super) async fn create_class(&mut self, wish: &ClassWish) -> Done {
+        let object = Object::new(Kind::Class, &wish.name);
+        if let Some(class) = load::class(self.conn, &wish.name).await? {
+            if class.wish == *wish {
+                return Ok(Outcome::Unchanged);
+            }
+            return Err(Refused::Exists {
+                object,
+                difference: "its values are others".into(),
+            }
+            .into());
+        }
+        if self.dry {
+            return Ok(Outcome::Created);
+        }
+        sqlx::query(sql::INSERT_CLASS)
+            .bind(&wish.name)
+            .bind(wish.replicas)
+            .bind(&wish.pool)
+            .bind(json(&wish.tags)?)
+            .bind(&wish.transport)
+            .bind(&wish.spread)
+            .bind(&wish.together)
+            .bind(integer(self.index))
+            .execute(&mut *self.conn)
+            .await?;
+        self.event(
+            Weight::Info,
+            "class-created",
+            &object,
+            &format!("Class {} was created.", wish.name),
+        )
+        .await?;
+        Ok(Outcome::Created)
+    }
+
+    pub(super) async fn delete_class(&mut self, name: &str, expect: Option<u64>) -> Done {
+        let object = Object::new(Kind::Class, name);
+        let Some(class) = load::class(self.conn, name).await? else {
+            return Err(Refused::NoSuch { object }.into());
+        };
+        expect_revision(&object, expect, class.revision)?;
+        if self.dry {
+            return Ok(Outcome::Changed);
+        }
+        sqlx::query(sql::DELETE_CLASS)
+            .bind(name)
+            .execute(&mut *self.conn)
+            .await?;
+        self.event(
+            Weight::Info,
+            "class-deleted",
+            &object,
+            &format!("Class {name} was deleted."),
+        )
+        .await?;
+        Ok(Outcome::Changed)
+    }
+}
+
+fn difference(is: &PoolWish, wish: &PoolWish) -> Option<String> {
+    if is.dir != wish.dir {
+        return Some(format!("its directory is {}", is.dir));
+    }
+    if is.tags != wish.tags {
+        return Some(format!("its tags are {}", is.tags.join(", ")));
+    }
+    (is.overprovision_milli != wish.overprovision_milli)
+        .then(|| "its over-provisioning limit is another".to_owned())
+}

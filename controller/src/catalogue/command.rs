@@ -1,0 +1,299 @@
+//! Every change the catalogue can go through. A [`Command`] is what the Raft log holds: it carries its time,
+//! its ids and the state it presumes, so that applying it needs neither clock nor random numbers and a
+//! repeated or late command is refused instead of doing harm.
+//!
+//! These types are stored: a field may be added with `#[serde(default)]`, never renamed or given another
+//! meaning.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use stor_replication::catalogue::Change;
+use stor_replication::ids::{Epoch, Lineage, ReplicaId, VolumeId};
+use uuid::Uuid;
+
+/// An entry of the log.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Command {
+    /// When it was proposed, RFC 3339 in UTC; goes into events and `created`.
+    pub at: String,
+    /// What to change.
+    pub action: Action,
+}
+
+/// What to change. `expect` of an object is its revision as the proposer saw it; `None`: whatever it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "action")]
+pub enum Action {
+    /// Gives the cluster its identity; done once, ignored afterwards.
+    InitCluster {
+        /// The identity.
+        id: Uuid,
+    },
+    /// A new node.
+    RegisterNode(NodeWish),
+    /// Sets properties; an empty value removes one.
+    ChangeNode {
+        /// Node.
+        name: String,
+        /// Revision.
+        expect: Option<u64>,
+        /// Values to set.
+        properties: BTreeMap<String, String>,
+    },
+    /// Forgets a node that holds nothing.
+    DeleteNode {
+        /// Node.
+        name: String,
+        /// Revision.
+        expect: Option<u64>,
+    },
+    /// What a satellite told in its first message.
+    NodeSeen {
+        /// Node.
+        name: String,
+        /// What it told.
+        seen: Seen,
+    },
+    /// A node came or went. For the event only; nothing is decided by it.
+    NodeConnection {
+        /// Node.
+        name: String,
+        /// Connected.
+        online: bool,
+    },
+    /// A pool on one node.
+    CreatePool(PoolWish),
+    /// Changes a pool on one node; `None` stays.
+    ChangePool {
+        /// Pool.
+        name: String,
+        /// Node.
+        node: String,
+        /// Revision.
+        expect: Option<u64>,
+        /// Replaces the tags.
+        tags: Option<Vec<String>>,
+        /// Replaces the limit.
+        overprovision_milli: Option<u64>,
+    },
+    /// Forgets a pool without replicas; its directory is left alone.
+    DeletePool {
+        /// Pool.
+        name: String,
+        /// Node.
+        node: String,
+        /// Revision.
+        expect: Option<u64>,
+    },
+    /// A template.
+    CreateClass(ClassWish),
+    /// Removes a template; volumes made from it stay as they are.
+    DeleteClass {
+        /// Class.
+        name: String,
+        /// Revision.
+        expect: Option<u64>,
+    },
+    /// A volume with its replicas where the planner put them.
+    CreateVolume(NewVolume),
+    /// Marks a detached volume and its replicas for removal.
+    DeleteVolume {
+        /// Volume.
+        name: String,
+        /// Revision.
+        expect: Option<u64>,
+    },
+    /// What a node reported of replicas that are being made or removed.
+    ReplicasObserved {
+        /// Reporting node; replicas of others are ignored.
+        node: String,
+        /// There and served.
+        ready: Vec<(VolumeId, ReplicaId)>,
+        /// Were to be deleted and are gone.
+        gone: Vec<(VolumeId, ReplicaId)>,
+    },
+    /// An engine's node asks to move the view; see [`Change`].
+    ChangeView {
+        /// Volume.
+        volume: VolumeId,
+        /// What to change. Only [`Action::Attach`] attaches.
+        change: Change,
+        /// The node that asks; must be the owner.
+        caller: String,
+    },
+    /// Gives the right to run the engine to a node.
+    Attach(Attach),
+    /// Takes it back.
+    Detach {
+        /// Volume.
+        volume: VolumeId,
+        /// Epoch the proposer saw.
+        expect: Epoch,
+        /// At once, without the engine's word: the next engine fences it. Otherwise the engine is asked
+        /// to end and says so itself.
+        force: bool,
+    },
+}
+
+/// What a node is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeKind {
+    /// Has pools.
+    Storage,
+    /// Only attaches.
+    Diskless,
+}
+
+/// See [`Action::RegisterNode`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeWish {
+    /// Name.
+    pub name: String,
+    /// Host under which others reach it.
+    pub address: String,
+    /// What for.
+    pub kind: NodeKind,
+    /// Properties for placement.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// See [`Action::NodeSeen`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Seen {
+    /// Of its replica server.
+    pub data_address: Option<String>,
+    /// Of its satellite.
+    pub version: String,
+    /// Kernel boot.
+    pub boot_id: String,
+    /// What its probe found.
+    pub transports: Vec<Probe>,
+}
+
+/// A way a device can reach a node's kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Probe {
+    /// `fuse`, `socket`.
+    pub name: String,
+    /// Usable.
+    pub available: bool,
+    /// What to do about it; empty when usable.
+    pub remedy: String,
+}
+
+/// See [`Action::CreatePool`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PoolWish {
+    /// Pool.
+    pub name: String,
+    /// Node.
+    pub node: String,
+    /// Directory.
+    pub dir: String,
+    /// Tags, sorted, each once.
+    pub tags: Vec<String>,
+    /// Limit of promised over capacity, in thousandths: whole numbers are equal everywhere.
+    pub overprovision_milli: u64,
+}
+
+/// See [`Action::CreateClass`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClassWish {
+    /// Name.
+    pub name: String,
+    /// Number of replicas.
+    pub replicas: u8,
+    /// Pool to carve from.
+    pub pool: Option<String>,
+    /// Tags a pool must carry.
+    pub tags: Vec<String>,
+    /// Transport for attaches.
+    pub transport: Option<String>,
+    /// Property that must differ.
+    pub spread: Option<String>,
+    /// Property that must be the same.
+    pub together: Option<String>,
+}
+
+/// What a user asked for; kept to tell a repeated create from another.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeWish {
+    /// Bytes, rounded up.
+    pub size: u64,
+    /// Class.
+    pub class: Option<String>,
+    /// Number of replicas.
+    pub replicas: Option<u8>,
+    /// Pool.
+    pub pool: Option<String>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Property that must differ.
+    pub spread: Option<String>,
+    /// Property that must be the same.
+    pub together: Option<String>,
+    /// Least in-sync replicas.
+    pub min_in_sync: Option<u8>,
+}
+
+/// See [`Action::CreateVolume`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewVolume {
+    /// Identity, made by the proposer.
+    pub id: VolumeId,
+    /// Name.
+    pub name: String,
+    /// First history of the data.
+    pub lineage: Lineage,
+    /// What was asked for.
+    pub wish: VolumeWish,
+    /// Least in-sync replicas, decided.
+    pub min_in_sync: u8,
+    /// Where its replicas go; replica n is the n-th.
+    pub placements: Vec<Placement>,
+}
+
+/// One replica as the planner placed it, with what it presumed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Placement {
+    /// Node.
+    pub node: String,
+    /// Pool.
+    pub pool: String,
+    /// Revision of the pool the planner looked at.
+    pub pool_revision: u64,
+    /// The most that may be promised in it, this replica included. Keeps concurrent creates from
+    /// promising the same space twice without making them refuse each other.
+    pub promise_limit: u64,
+}
+
+/// See [`Action::Attach`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attach {
+    /// Volume.
+    pub volume: VolumeId,
+    /// Node that gets it.
+    pub node: String,
+    /// Epoch the proposer saw.
+    pub expect: Epoch,
+    /// Take it from a present owner.
+    pub force: bool,
+    /// How the device is served.
+    pub transport: String,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// For whom.
+    pub purpose: Purpose,
+}
+
+/// For whom a volume is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// Somebody uses it.
+    User,
+    /// The cluster brings its replicas up to date; gives way to a user at once.
+    Healing,
+}

@@ -1,0 +1,161 @@
+//! The catalogue's objects as they are stored.
+
+use std::collections::BTreeMap;
+
+use stor_replication::catalogue::VolumeRow;
+use stor_replication::ids::ReplicaId;
+
+use super::command::{ClassWish, NodeKind, PoolWish, Probe, Purpose, VolumeWish};
+
+/// A node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Where it is reached.
+    pub address: String,
+    /// What for.
+    pub kind: NodeKind,
+    /// Properties for placement.
+    pub properties: BTreeMap<String, String>,
+    /// `host:port` of its replica server. Written by `NodeSeen`; engines dial it.
+    pub data_address: Option<String>,
+    /// Version of its satellite; `None` until first seen.
+    pub version: Option<String>,
+    /// Kernel boot it was last seen in.
+    pub boot_id: Option<String>,
+    /// What its probe found.
+    pub transports: Vec<Probe>,
+    /// Last recorded connection state. For events only: the leader knows better from its sessions.
+    pub online: Option<bool>,
+    /// Index of the last entry that may have changed what it should hold.
+    pub desired: u64,
+    /// Index of the last entry that changed it.
+    pub revision: u64,
+}
+
+/// A pool on one node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pool {
+    /// What was asked for.
+    pub wish: PoolWish,
+    /// Bytes promised to replicas here.
+    pub promised: u64,
+    /// Replicas here.
+    pub replicas: u64,
+    /// Index of the last entry that changed it.
+    pub revision: u64,
+}
+
+/// A class.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Class {
+    /// What was asked for.
+    pub wish: ClassWish,
+    /// Volumes made from it.
+    pub volumes: u64,
+    /// Index of the last entry that changed it.
+    pub revision: u64,
+}
+
+/// A volume with its replicas and its attachment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Volume {
+    /// What the data path depends on. Its `revision` is the index of the last entry that changed
+    /// anything of the volume.
+    pub row: VolumeRow,
+    /// Name.
+    pub name: String,
+    /// Where in its life it is.
+    pub phase: VolumePhase,
+    /// What was asked for.
+    pub wish: VolumeWish,
+    /// When it was made.
+    pub created: String,
+    /// Beside each of `row.replicas`: where it lies.
+    pub places: BTreeMap<ReplicaId, Place>,
+    /// How the owner uses it; there exactly while there is an owner.
+    pub attachment: Option<Attachment>,
+}
+
+/// Life of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VolumePhase {
+    /// Its replicas are being made.
+    Creating,
+    /// Can be attached.
+    Available,
+    /// Its replicas are being removed; the row goes with the last of them.
+    Deleting,
+}
+
+/// Where a replica lies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Pool on the member's node.
+    pub pool: String,
+    /// Where in its life it is.
+    pub phase: ReplicaPhase,
+}
+
+/// Life of a replica's files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReplicaPhase {
+    /// To be made.
+    Creating,
+    /// Were made: their absence is a failure.
+    Ready,
+    /// To be removed.
+    Deleting,
+}
+
+/// How a volume's owner uses it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    /// How the device is served.
+    pub transport: String,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// For whom.
+    pub purpose: Purpose,
+    /// The engine is asked to end.
+    pub detaching: bool,
+}
+
+/// Something that happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// Rises by one.
+    pub seq: u64,
+    /// When.
+    pub time: String,
+    /// `info`, `warning`, `error`.
+    pub severity: String,
+    /// `volume-created`, …
+    pub kind: String,
+    /// `volume/db1`, …
+    pub object: String,
+    /// One sentence.
+    pub message: String,
+}
+
+macro_rules! words {
+    ($name:ident { $($variant:ident = $word:literal),* $(,)? }) => {
+        impl $name {
+            /// As it is stored.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+
+            /// From its stored form.
+            pub fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+words!(NodeKind { Storage = "storage", Diskless = "diskless" });
+words!(VolumePhase { Creating = "creating", Available = "available", Deleting = "deleting" });
+words!(ReplicaPhase { Creating = "creating", Ready = "ready", Deleting = "deleting" });
+words!(Purpose { User = "user", Healing = "healing" });

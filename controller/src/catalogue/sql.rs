@@ -1,0 +1,116 @@
+//! Every SQL statement of the catalogue, so that one test can prepare them all against the schema and a
+//! reader finds them in one place.
+
+macro_rules! statements {
+    ($($(#[$doc:meta])* $name:ident = $sql:literal;)*) => {
+        $($(#[$doc])* pub(crate) const $name: &str = $sql;)*
+
+        /// All of them, by name.
+        #[cfg(test)]
+        pub(crate) const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+statements! {
+    CLUSTER = "SELECT id, created FROM cluster";
+    INSERT_CLUSTER = "INSERT INTO cluster (one, id, created) VALUES (1, ?, ?)";
+
+    NODES = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \
+        desired, revision FROM nodes ORDER BY name";
+    NODE = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \
+        desired, revision FROM nodes WHERE name = ?";
+    NODES_PAGE = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \
+        desired, revision FROM nodes WHERE name > ? ORDER BY name LIMIT ?";
+    INSERT_NODE = "INSERT INTO nodes (name, address, kind, properties, transports, desired, revision) \
+        VALUES (?, ?, ?, ?, '[]', ?, ?)";
+    UPDATE_NODE_PROPERTIES = "UPDATE nodes SET properties = ?, revision = ? WHERE name = ?";
+    UPDATE_NODE_SEEN = "UPDATE nodes SET data_address = ?, version = ?, boot_id = ?, transports = ?, revision = ? \
+        WHERE name = ?";
+    UPDATE_NODE_ONLINE = "UPDATE nodes SET online = ? WHERE name = ?";
+    DELETE_NODE = "DELETE FROM nodes WHERE name = ?";
+    /// Marks one node as possibly wanting another desired state.
+    TOUCH_NODE = "UPDATE nodes SET desired = ? WHERE name = ?";
+    /// The same for the owners of all volumes with a replica on a node.
+    TOUCH_OWNERS = "UPDATE nodes SET desired = ? WHERE name IN (SELECT v.owner FROM volumes v \
+        JOIN replicas r ON r.volume = v.id WHERE r.node = ? AND v.owner IS NOT NULL)";
+    DESIRED_SINCE = "SELECT name, desired FROM nodes WHERE desired > ?";
+    NODE_POOLS = "SELECT COUNT(*) FROM pools WHERE node = ?";
+    NODE_REPLICAS = "SELECT COUNT(*) FROM replicas WHERE node = ?";
+    NODE_OWNED = "SELECT name FROM volumes WHERE owner = ? ORDER BY name LIMIT 1";
+
+    POOLS = "SELECT p.name, p.node, p.kind, p.dir, p.tags, p.overprovision_milli, p.revision, \
+        COALESCE(SUM(v.size), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
+        LEFT JOIN replicas r ON r.node = p.node AND r.pool = p.name LEFT JOIN volumes v ON v.id = r.volume \
+        GROUP BY p.name, p.node ORDER BY p.name, p.node";
+    POOL = "SELECT p.name, p.node, p.kind, p.dir, p.tags, p.overprovision_milli, p.revision, \
+        COALESCE(SUM(v.size), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
+        LEFT JOIN replicas r ON r.node = p.node AND r.pool = p.name LEFT JOIN volumes v ON v.id = r.volume \
+        WHERE p.name = ? AND p.node = ? GROUP BY p.name, p.node";
+    POOLS_ON = "SELECT name, kind, dir FROM pools WHERE node = ? ORDER BY name";
+    POOL_AT = "SELECT name FROM pools WHERE node = ? AND dir = ?";
+    INSERT_POOL = "INSERT INTO pools (name, node, kind, dir, tags, overprovision_milli, revision) \
+        VALUES (?, ?, 'file', ?, ?, ?, ?)";
+    UPDATE_POOL = "UPDATE pools SET tags = ?, overprovision_milli = ?, revision = ? WHERE name = ? AND node = ?";
+    DELETE_POOL = "DELETE FROM pools WHERE name = ? AND node = ?";
+
+    CLASSES_PAGE = "SELECT c.name, c.replicas, c.pool, c.tags, c.transport, c.spread, c.together, c.revision, \
+        (SELECT COUNT(*) FROM volumes v WHERE v.class = c.name) AS volumes FROM classes c \
+        WHERE c.name > ? ORDER BY c.name LIMIT ?";
+    CLASS = "SELECT c.name, c.replicas, c.pool, c.tags, c.transport, c.spread, c.together, c.revision, \
+        (SELECT COUNT(*) FROM volumes v WHERE v.class = c.name) AS volumes FROM classes c WHERE c.name = ?";
+    INSERT_CLASS = "INSERT INTO classes (name, replicas, pool, tags, transport, spread, together, revision) \
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+    DELETE_CLASS = "DELETE FROM classes WHERE name = ?";
+
+    VOLUME_ID = "SELECT id FROM volumes WHERE name = ?";
+    VOLUME_IDS = "SELECT id FROM volumes ORDER BY name";
+    VOLUME_IDS_PAGE = "SELECT id FROM volumes WHERE name > ? ORDER BY name LIMIT ?";
+    VOLUME_IDS_ON = "SELECT volume FROM replicas WHERE node = ?1 UNION SELECT id FROM volumes WHERE owner = ?1";
+    VOLUME_IDS_ATTACHED = "SELECT id FROM volumes WHERE owner IS NOT NULL ORDER BY name";
+    /// Detached volumes that may have something to heal.
+    VOLUME_IDS_UNHEALED = "SELECT id FROM volumes WHERE clean = 0 AND owner IS NULL \
+        UNION SELECT r.volume FROM replicas r JOIN volumes v ON v.id = r.volume \
+        WHERE r.in_sync = 0 AND v.owner IS NULL";
+    VOLUME_IDS_HEALING = "SELECT volume FROM attachments WHERE purpose = 'healing'";
+    VOLUME_IDS_DETACHING = "SELECT volume FROM attachments WHERE detaching = 1";
+    /// `?` is a JSON list of ids.
+    VOLUMES = "SELECT v.id, v.name, v.phase, v.size, v.epoch, v.config, v.owner, v.clean, v.clean_before, \
+        v.lineage, v.min_in_sync, v.class, v.wish, v.created, v.revision, \
+        a.transport, a.read_only, a.purpose, a.detaching \
+        FROM volumes v LEFT JOIN attachments a ON a.volume = v.id \
+        WHERE v.id IN (SELECT value FROM json_each(?)) ORDER BY v.name";
+    /// `?` is a JSON list of volume ids.
+    REPLICAS = "SELECT volume, replica, node, pool, phase, in_sync, joined, since, reason FROM replicas \
+        WHERE volume IN (SELECT value FROM json_each(?)) ORDER BY volume, replica";
+    REPLICAS_MOVING = "SELECT volume, replica, node, phase FROM replicas WHERE phase <> 'ready' \
+        ORDER BY volume, replica";
+    INSERT_VOLUME = "INSERT INTO volumes (id, name, phase, size, epoch, config, owner, clean, clean_before, \
+        lineage, min_in_sync, class, wish, created, revision) \
+        VALUES (?, ?, 'creating', ?, 0, 0, NULL, 1, 1, ?, ?, ?, ?, ?, ?)";
+    UPDATE_VOLUME_ROW = "UPDATE volumes SET size = ?, epoch = ?, config = ?, owner = ?, clean = ?, \
+        clean_before = ?, lineage = ?, min_in_sync = ?, revision = ? WHERE id = ?";
+    UPDATE_VOLUME_PHASE = "UPDATE volumes SET phase = ?, revision = ? WHERE id = ?";
+    DELETE_VOLUME = "DELETE FROM volumes WHERE id = ?";
+    INSERT_REPLICA = "INSERT INTO replicas (volume, replica, node, pool, phase, in_sync, joined) \
+        VALUES (?, ?, ?, ?, 'creating', 1, 0)";
+    UPDATE_REPLICA = "UPDATE replicas SET in_sync = ?, joined = ?, since = ?, reason = ? WHERE volume = ? AND replica = ?";
+    UPDATE_REPLICA_PHASE = "UPDATE replicas SET phase = ? WHERE volume = ? AND replica = ?";
+    UPDATE_REPLICA_PHASES = "UPDATE replicas SET phase = ? WHERE volume = ?";
+    DELETE_REPLICA = "DELETE FROM replicas WHERE volume = ? AND replica = ?";
+
+    SET_ATTACHMENT = "INSERT INTO attachments (volume, transport, read_only, purpose, detaching) \
+        VALUES (?, ?, ?, ?, 0) ON CONFLICT (volume) DO UPDATE SET transport = excluded.transport, \
+        read_only = excluded.read_only, purpose = excluded.purpose, detaching = 0";
+    MARK_DETACHING = "UPDATE attachments SET detaching = 1 WHERE volume = ?";
+    DELETE_ATTACHMENT = "DELETE FROM attachments WHERE volume = ?";
+
+    INSERT_EVENT = "INSERT INTO events (seq, time, severity, kind, object, message) \
+        SELECT COALESCE(MAX(seq), 0) + 1, ?, ?, ?, ?, ? FROM events";
+    TRIM_EVENTS = "DELETE FROM events WHERE seq <= (SELECT MAX(seq) FROM events) - ?";
+    EVENTS_AFTER = "SELECT seq, time, severity, kind, object, message FROM events WHERE seq > ? \
+        ORDER BY seq LIMIT ?";
+    EVENTS_LAST = "SELECT MAX(seq) FROM events";
+
+    COUNT_VOLUMES = "SELECT COUNT(*) FROM volumes";
+    COUNT_REPLICAS = "SELECT COUNT(*) FROM replicas";
+}
