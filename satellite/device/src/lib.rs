@@ -1,1 +1,11 @@
-//! satellite/device
+//! The system calls of Stor's data path behind a safe interface.
+//!
+//! This is the only crate of the workspace in which `unsafe` may stand, so that everything above it (engine,
+//! replica server, transports) is plain safe Rust. It knows files, sockets, loop and FUSE devices; it knows
+//! nothing about volumes, replicas or protocols.
+
+pub mod buffer;
+pub mod reactor;
+
+pub use buffer::{Buf, BufPool, Shared};
+pub use reactor::{Choice, Completion, Fd, Outcome, Piece, Reactor, ReactorError, Sync, Waker};
