@@ -1,1 +1,3 @@
-//! tests
+//! End-to-end and fault tests of Stor on real processes, and what they share.
+
+pub mod clients;

@@ -331,7 +331,7 @@ fn refuses_and_stays_in_step() {
         (option(GO, &[0, 0, 0, 0, 0, 0, 0]), ERR_INVALID),
         (option(GO, &[0xFF; 4096]), ERR_INVALID),
         (option(GO, &[0; 4097]), ERR_TOO_BIG),
-        (option(99, &[0; 70_000]), ERR_TOO_BIG),
+        (option(99, &vec![0; 70_000]), ERR_TOO_BIG),
         (contexts(SET_META_CONTEXT, "vol2", &[]), ERR_UNKNOWN),
         (
             option(SET_META_CONTEXT, &[0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF]),
