@@ -1,0 +1,297 @@
+//! The grammar: what is global, which nouns there are, and the forms values must have. The verbs of a noun
+//! are in the noun's file.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use stor_api::name::{self, Kind};
+use stor_api::size;
+
+use crate::{class, completion, controller, disk, event, node, pool, quickstart, volume};
+
+const AFTER_HELP: &str = "\
+Exit status: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not authorised, 6 unreachable, 7 timed out.
+Sizes: 10Gi, 500Mi, 1T; bare numbers are bytes.
+
+A cluster to try it on:  storctl quickstart";
+
+/// Control a Stor cluster.
+#[derive(Debug, Parser)]
+#[command(name = "storctl", version, after_help = AFTER_HELP, max_term_width = 110)]
+#[command(
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// URL of a controller; give several and the next is tried when one is gone [default:
+    /// http://127.0.0.1:3370]
+    #[arg(
+        long,
+        global = true,
+        env = "STOR_URL",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub(crate) url: Vec<String>,
+    /// File with the bearer token
+    #[arg(
+        long,
+        global = true,
+        env = "STOR_TOKEN_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(crate) token_file: Option<String>,
+    /// File with the certificate of the cluster's CA
+    #[arg(
+        long,
+        global = true,
+        env = "STOR_CA_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(crate) ca_file: Option<String>,
+    /// How the answer is printed; json and yaml print the REST object
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value = "table",
+        value_name = "FORMAT"
+    )]
+    pub(crate) output: Format,
+    /// No colour, even on a terminal (so does NO_COLOR)
+    #[arg(long, global = true)]
+    pub(crate) no_color: bool,
+    /// Longest time the command may take, such as 30s, 5m
+    #[arg(long, global = true, value_parser = duration, default_value = "2m", value_name = "TIME")]
+    pub(crate) timeout: Duration,
+    /// Say what would happen, change nothing
+    #[arg(long, global = true)]
+    pub(crate) dry_run: bool,
+    /// Do not ask for confirmation
+    #[arg(short, long, global = true)]
+    pub(crate) yes: bool,
+    /// Return as soon as the wish is recorded, do not wait until it is done
+    #[arg(long, global = true)]
+    pub(crate) no_wait: bool,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
+}
+
+/// What a command is about.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Start a whole cluster on this machine: 3 controllers, 3 storage nodes, 1 client node
+    Quickstart(quickstart::QuickstartArgs),
+    /// The cluster on one screen: health with reasons, nodes, pools, volumes, running work
+    Status,
+    /// Machines of the cluster
+    Node {
+        #[command(subcommand)]
+        verb: node::NodeVerb,
+    },
+    /// Block devices of the nodes
+    Disk {
+        #[command(subcommand)]
+        verb: disk::DiskVerb,
+    },
+    /// Space on nodes, from which volumes are carved
+    Pool {
+        #[command(subcommand)]
+        verb: pool::PoolVerb,
+    },
+    /// Templates for volumes
+    Class {
+        #[command(subcommand)]
+        verb: class::ClassVerb,
+    },
+    /// Replicated block devices
+    Volume {
+        #[command(subcommand)]
+        verb: volume::VolumeVerb,
+    },
+    /// The controllers themselves
+    Controller {
+        #[command(subcommand)]
+        verb: controller::ControllerVerb,
+    },
+    /// What happened
+    Event {
+        #[command(subcommand)]
+        verb: event::EventVerb,
+    },
+    /// Print the completion script of a shell
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: completion::Shell,
+    },
+}
+
+/// `30s`, `5m`, `1h`, `500ms`; a bare number is seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let form = || format!("{text:?} is not a time; write 500ms, 30s, 5m or 1h");
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let number: u64 = number.parse().map_err(|_| form())?;
+    let millis = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(form()),
+    };
+    match number.checked_mul(millis) {
+        Some(total) if (1..=7 * 24 * 3_600_000).contains(&total) => Ok(Duration::from_millis(total)),
+        _ => Err(format!("{text:?} is not between 1ms and a week (168h)")),
+    }
+}
+
+/// The size of a volume, rounded up as the cluster would.
+pub(crate) fn volume_size(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text).map_err(|e| e.to_string())?;
+    size::check_volume(bytes).map_err(|e| e.to_string())
+}
+
+/// `key=value`; an empty value is allowed.
+pub(crate) fn property(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
+    let pair = (key.to_owned(), value.to_owned());
+    name::check_properties(&[pair.clone()].into_iter().collect()).map_err(|e| e.to_string())?;
+    Ok(pair)
+}
+
+/// A tag.
+pub(crate) fn tag(text: &str) -> Result<String, String> {
+    let tag = text.to_owned();
+    name::check_tags(std::slice::from_ref(&tag)).map_err(|e| e.to_string())?;
+    Ok(tag)
+}
+
+/// How many times a pool's capacity may be promised.
+pub(crate) fn overprovision(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(factor) if (1.0..=1000.0).contains(&factor) => Ok(factor),
+        _ => Err(format!("{text:?} is not a factor between 1 and 1000")),
+    }
+}
+
+/// The key of a node property.
+pub(crate) fn property_key(text: &str) -> Result<String, String> {
+    name::check_property_key(text).map_err(|e| e.to_string())?;
+    Ok(text.to_owned())
+}
+
+macro_rules! new_name {
+    ($(#[$doc:meta])* $function:ident, $kind:expr) => {
+        $(#[$doc])*
+        pub(crate) fn $function(text: &str) -> Result<String, String> {
+            name::check($kind, text).map_err(|e| e.to_string())?;
+            Ok(text.to_owned())
+        }
+    };
+}
+new_name!(/// The name of a new node.
+    node_name, Kind::Node);
+new_name!(/// The name of a new pool.
+    pool_name, Kind::Pool);
+new_name!(/// The name of a new class.
+    class_name, Kind::Class);
+new_name!(/// The name of a new volume.
+    volume_name, Kind::Volume);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        for bad in ["", "s", "-1s", "1d", "0s", "99999999h", "1.5s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn properties() {
+        assert_eq!(property("zone=a=b"), Ok(("zone".into(), "a=b".into())));
+        assert_eq!(property("zone="), Ok(("zone".into(), String::new())));
+        assert!(property("zone").is_err());
+        assert!(property("=a").is_err());
+    }
+
+    #[test]
+    fn every_pinned_line_parses() {
+        for line in [
+            "quickstart --dir d --nodes 3 --once",
+            "status -o json",
+            "node create s1 172.20.0.21 --property zone=a --property rack=2",
+            "node create k1 10.0.0.1 --diskless",
+            "node list",
+            "node describe s1",
+            "node set s1 --property zone=b",
+            "node delete s1",
+            "disk list --node s1",
+            "pool create sp01 --node s1 --dir /p --tag nvme --tag gen4 --overprovision 5",
+            "pool list",
+            "pool describe sp01",
+            "pool set sp01 --node s1 --tag sata",
+            "pool delete sp01 --node s1 --yes",
+            "class create fast --replicas 3 --pool sp01 --tag nvme --transport fuse",
+            "class list",
+            "class describe fast",
+            "class delete fast",
+            "volume create db1 10Gi --class fast --replicas 2 --pool sp01 --tag nvme",
+            "volume list",
+            "volume describe db1",
+            "volume attach db1 --node k1 --transport fuse --read-only",
+            "volume detach db1",
+            "volume detach db1 --node k1",
+            "volume delete db1 --yes --no-wait --dry-run",
+            "controller list",
+            "controller remove c3",
+            "controller transfer-leader c2",
+            "event list --follow",
+            "completion bash",
+            "--url http://a:1 --url http://b:2 --token-file t --ca-file c -o yaml --no-color --timeout 5s node list",
+        ] {
+            let words = std::iter::once("storctl").chain(line.split(' '));
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+}

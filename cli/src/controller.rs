@@ -1,0 +1,131 @@
+//! `storctl controller …`
+
+use clap::Subcommand;
+use stor_api::client::Wish;
+use stor_api::objects::{Controller, ControllerRole};
+
+use crate::completion;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::table::{Cell, Column, Table, Tone};
+use crate::wait::{self, Look};
+
+/// Verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ControllerVerb {
+    /// All controllers
+    List,
+    /// Take a controller out of the cluster
+    Remove {
+        /// Its name
+        #[arg(add = completion::controllers())]
+        name: String,
+    },
+    /// Make another controller the leader
+    TransferLeader {
+        /// Its name
+        #[arg(add = completion::controllers())]
+        name: String,
+    },
+}
+
+/// Runs a verb.
+pub(crate) async fn run(context: &Context, verb: ControllerVerb) -> Result<(), Failure> {
+    let client = &context.client;
+    match verb {
+        ControllerVerb::List => context
+            .out
+            .list(client.controllers().await?, "no controllers", table),
+        ControllerVerb::Remove { name } => {
+            if context.planned(&Wish::RemoveController { name: &name }).await? {
+                return Ok(());
+            }
+            client.remove_controller(&name).await?;
+            context
+                .out
+                .line(&format!("controller {name} removed; its process can be stopped"))
+        }
+        ControllerVerb::TransferLeader { name } => {
+            if context.planned(&Wish::TransferLeader { name: &name }).await? {
+                return Ok(());
+            }
+            client.transfer_leader(&name).await?;
+            if !context.no_wait {
+                wait::until(context, &format!("leadership of {name}"), || async {
+                    let all = client.controllers().await?;
+                    let leader = all.iter().find(|c| c.role == ControllerRole::Leader);
+                    if leader.is_some_and(|c| c.name == name) {
+                        return Ok(Look::Done(()));
+                    }
+                    let now = leader.map_or("nobody leads", |c| c.name.as_str());
+                    Ok(Look::Pending(format!("the leader is {now}"), None))
+                })
+                .await?;
+            }
+            context.out.line(&format!("controller {name} leads"))
+        }
+    }
+}
+
+pub(crate) fn role(role: ControllerRole) -> &'static str {
+    match role {
+        ControllerRole::Leader => "leader",
+        ControllerRole::Follower => "follower",
+        ControllerRole::Learner => "learner",
+    }
+}
+
+fn table(controllers: &[Controller]) -> Table {
+    let mut table = Table::new(&[
+        Column::left("NAME"),
+        Column::left("ROLE"),
+        Column::left("STATE"),
+        Column::right("LAG"),
+        Column::left("API"),
+        Column::left("PEER"),
+    ]);
+    for controller in controllers {
+        let state = if controller.online {
+            Cell::new("online", Tone::Good)
+        } else {
+            Cell::new("offline", Tone::Bad)
+        };
+        table.row([
+            controller.name.clone().into(),
+            role(controller.role).into(),
+            state,
+            controller
+                .lag
+                .map_or_else(|| "-".to_owned(), |lag| lag.to_string())
+                .into(),
+            controller.api_address.clone().into(),
+            controller.peer_address.clone().into(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list() {
+        let controller = |name: &str, id, role, online, lag| Controller {
+            name: name.into(),
+            id,
+            api_address: format!("http://127.0.0.1:337{id}"),
+            peer_address: format!("http://127.0.0.1:340{id}"),
+            role,
+            online,
+            lag,
+        };
+        let text = table(&[
+            controller("c1", 1, ControllerRole::Leader, true, None),
+            controller("c2", 2, ControllerRole::Follower, true, Some(0)),
+            controller("c3", 3, ControllerRole::Learner, false, Some(120)),
+        ])
+        .render(None);
+        insta::assert_snapshot!(anstream::adapter::strip_str(&text).to_string());
+    }
+}

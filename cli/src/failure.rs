@@ -1,0 +1,219 @@
+//! How a command fails: what, why, what to do, and the exit status scripts branch on.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use stor_api::client::{Error, SetupError};
+use stor_api::objects::PlacementVerdict;
+
+use crate::table::{Cell, Column, Table, Tone};
+
+/// The pinned exit statuses, but for 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Failed = 1,
+    Usage = 2,
+    NotFound = 3,
+    Conflict = 4,
+    Unauthorized = 5,
+    Unreachable = 6,
+    TimedOut = 7,
+}
+
+/// A command that failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    /// What.
+    pub(crate) what: String,
+    /// Why; may be empty.
+    pub(crate) why: String,
+    /// What to do; may be empty.
+    pub(crate) help: String,
+    /// For refused placements: every node and its rule.
+    pub(crate) placement: Vec<PlacementVerdict>,
+    /// The reader of our output is gone: nothing to say.
+    quiet: bool,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, what: impl Into<String>) -> Self {
+        Self {
+            exit,
+            what: what.into(),
+            why: String::new(),
+            help: String::new(),
+            placement: Vec::new(),
+            quiet: false,
+        }
+    }
+
+    pub(crate) fn failed(what: impl Into<String>) -> Self {
+        Self::new(Exit::Failed, what)
+    }
+
+    #[must_use]
+    pub(crate) fn why(self, why: impl Into<String>) -> Self {
+        Self {
+            why: why.into(),
+            ..self
+        }
+    }
+
+    #[must_use]
+    pub(crate) fn help(self, help: impl Into<String>) -> Self {
+        Self {
+            help: help.into(),
+            ..self
+        }
+    }
+
+    /// What was being done when it happened, put before the rest.
+    #[must_use]
+    pub(crate) fn during(mut self, doing: &str) -> Self {
+        self.what = format!("{doing}: {}", self.what);
+        self
+    }
+
+    /// The text for standard error, with colours.
+    pub(crate) fn render(&self) -> String {
+        let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+        let cyan = Style::new().bold().fg_color(Some(AnsiColor::Cyan.into()));
+        let mut text = format!("{red}error:{red:#} {}\n", self.what.trim_end());
+        for line in self.why.lines() {
+            text.push_str(&format!("  {line}\n"));
+        }
+        if !self.placement.is_empty() {
+            text.push('\n');
+            for line in placement_table(&self.placement).render(None).lines() {
+                text.push_str(&format!("  {line}\n"));
+            }
+            text.push('\n');
+        }
+        if !self.help.is_empty() {
+            text.push_str(&format!("{cyan}help:{cyan:#} {}\n", self.help));
+        }
+        text
+    }
+
+    pub(crate) fn report(&self) -> ExitCode {
+        if !self.quiet && anstream::stderr().write_all(self.render().as_bytes()).is_err() {
+            // Nobody reads standard error; the exit status still tells.
+        }
+        ExitCode::from(self.exit as u8)
+    }
+}
+
+/// Every node of a placement, and the rule that spoke.
+pub(crate) fn placement_table(verdicts: &[PlacementVerdict]) -> Table {
+    let columns = [
+        Column::left("NODE"),
+        Column::left("POOL"),
+        Column::left("CHOSEN"),
+        Column::left("REASON"),
+    ];
+    let mut table = Table::new(&columns);
+    for verdict in verdicts {
+        let chosen = if verdict.chosen {
+            Cell::new("yes", Tone::Good)
+        } else {
+            Cell::new("no", Tone::Warn)
+        };
+        table.row([
+            verdict.node.clone().into(),
+            verdict.pool.clone().into(),
+            chosen,
+            verdict.reason.clone().into(),
+        ]);
+    }
+    table
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let exit = match &error {
+            Error::NotFound { .. } => Exit::NotFound,
+            Error::Conflict(_) => Exit::Conflict,
+            // A placement that no node satisfies is not a mistake in the command's form.
+            Error::Invalid(problem) if problem.placement.is_empty() => Exit::Usage,
+            Error::Unauthorized(_) => Exit::Unauthorized,
+            Error::Unreachable { .. } => Exit::Unreachable,
+            Error::TimedOut { .. } => Exit::TimedOut,
+            Error::Invalid(_) | Error::Failed(_) | Error::Answer { .. } | Error::Endless { .. } => {
+                Exit::Failed
+            }
+        };
+        if let Some(problem) = error.problem() {
+            let mut failure = Self::new(exit, problem.title.clone());
+            failure.why.clone_from(&problem.detail);
+            failure.help.clone_from(&problem.remedy);
+            failure.placement.clone_from(&problem.placement);
+            return failure;
+        }
+        let tried = |tried: &[stor_api::client::Tried]| {
+            tried
+                .iter()
+                .map(|t| format!("{}: {}", t.url, t.outcome))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        match &error {
+            Error::Unreachable { tried: list } => Self::new(exit, "no controller can be reached")
+                .why(tried(list))
+                .help("check --url or STOR_URL, and that a controller runs there"),
+            Error::TimedOut {
+                after, tried: list, ..
+            } => Self::new(exit, format!("no answer within {}", crate::wait::seconds(*after)))
+                .why(tried(list))
+                .help(
+                    "look at the controllers' logs; `storctl controller list` at each URL shows what it sees",
+                ),
+            other => Self::new(exit, other.to_string())
+                .help("compare `storctl --version` with the controllers' version in `storctl status`"),
+        }
+    }
+}
+
+impl From<SetupError> for Failure {
+    fn from(error: SetupError) -> Self {
+        Self::new(Exit::Usage, error.to_string())
+    }
+}
+
+/// Writing our own output failed.
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        // `storctl volume list | head -1`: the reader has what it wanted.
+        let quiet = error.kind() == std::io::ErrorKind::BrokenPipe;
+        Self {
+            quiet,
+            ..Self::failed(format!("the answer can't be written: {error}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_placement_is_a_table_of_nodes() {
+        let verdict = |node: &str, pool: &str, chosen, reason: &str| PlacementVerdict {
+            node: node.into(),
+            pool: pool.into(),
+            chosen,
+            reason: reason.into(),
+        };
+        let failure = Failure {
+            placement: vec![
+                verdict("s1", "sp01", true, ""),
+                verdict("s2", "sp01", false, "pool sp01 has not the tag nvme"),
+                verdict("k1", "", false, "the node has no pool"),
+            ],
+            ..Failure::failed("no room for volume db1").why("2 replicas are asked for, 1 node qualifies")
+        }
+        .help("add a pool with `storctl pool create`, or ask for fewer replicas");
+        insta::assert_snapshot!(anstream::adapter::strip_str(&failure.render()).to_string());
+    }
+}

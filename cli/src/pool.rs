@@ -1,0 +1,377 @@
+//! `storctl pool …`
+
+use clap::Subcommand;
+use stor_api::client::{Error, Wish};
+use stor_api::objects::{Pool, PoolChange, PoolSpec, PoolState};
+use stor_api::size;
+
+use crate::args;
+use crate::completion;
+use crate::context::Context;
+use crate::failure::{Exit, Failure};
+use crate::output::{confirm, note};
+use crate::table::{Cell, Column, Fields, Table, Tone};
+use crate::wait::{self, Look};
+
+/// Verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolVerb {
+    /// Make a pool on a node; pools of one name on several nodes are one pool to volumes
+    Create {
+        /// Its name
+        #[arg(value_parser = args::pool_name)]
+        name: String,
+        /// The node
+        #[arg(long, add = completion::nodes())]
+        node: String,
+        /// Directory on the node that holds the replicas as files
+        #[arg(long, value_name = "PATH")]
+        dir: String,
+        /// Tag, such as nvme, that volumes can ask for; repeatable
+        #[arg(long, value_parser = args::tag)]
+        tag: Vec<String>,
+        /// How many times the capacity may be promised to volumes [default: 20]
+        #[arg(long, value_name = "FACTOR", value_parser = args::overprovision)]
+        overprovision: Option<f64>,
+    },
+    /// All pools, a line for each node
+    List,
+    /// Everything about a pool, on one node or all
+    Describe {
+        /// Its name
+        #[arg(add = completion::pools())]
+        name: String,
+        /// Only on this node
+        #[arg(long, add = completion::nodes())]
+        node: Option<String>,
+    },
+    /// Change a pool on one node
+    Set {
+        /// Its name
+        #[arg(add = completion::pools())]
+        name: String,
+        /// The node
+        #[arg(long, add = completion::nodes())]
+        node: String,
+        /// Replaces the tags; repeatable
+        #[arg(long, value_parser = args::tag, conflicts_with = "no_tags")]
+        tag: Vec<String>,
+        /// Removes all tags
+        #[arg(long)]
+        no_tags: bool,
+        /// How many times the capacity may be promised to volumes
+        #[arg(long, value_name = "FACTOR", value_parser = args::overprovision)]
+        overprovision: Option<f64>,
+    },
+    /// Take an empty pool away from a node
+    Delete {
+        /// Its name
+        #[arg(add = completion::pools())]
+        name: String,
+        /// The node
+        #[arg(long, add = completion::nodes())]
+        node: String,
+    },
+}
+
+/// Runs a verb.
+pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure> {
+    match verb {
+        PoolVerb::Create {
+            name,
+            node,
+            dir,
+            tag,
+            overprovision,
+        } => {
+            let spec = PoolSpec {
+                name,
+                node,
+                dir,
+                tags: tag,
+                overprovision: overprovision.unwrap_or(0.0),
+            };
+            create(context, &spec).await
+        }
+        PoolVerb::List => context.out.list(
+            context.client.pools().await?,
+            "no pools yet; make one with `storctl pool create NAME --node NODE --dir PATH`",
+            table,
+        ),
+        PoolVerb::Describe {
+            name,
+            node: Some(node),
+        } => context
+            .out
+            .object(&context.client.pool(&name, &node).await?, describe),
+        PoolVerb::Describe { name, node: None } => {
+            let pools: Vec<Pool> = context
+                .client
+                .pools()
+                .await?
+                .into_iter()
+                .filter(|p| p.name == name)
+                .collect();
+            if pools.is_empty() {
+                return Err(Failure::new(Exit::NotFound, format!("there is no pool {name}"))
+                    .help("`storctl pool list` shows all pools"));
+            }
+            let page = stor_api::objects::Page {
+                items: pools,
+                next: None,
+            };
+            context.out.object(&page, |p| {
+                p.items.iter().map(describe).collect::<Vec<_>>().join("\n")
+            })
+        }
+        PoolVerb::Set {
+            name,
+            node,
+            tag,
+            no_tags,
+            overprovision,
+        } => {
+            let tags = (no_tags || !tag.is_empty()).then_some(tag);
+            set(context, &name, &node, &PoolChange { tags, overprovision }).await
+        }
+        PoolVerb::Delete { name, node } => delete(context, &name, &node).await,
+    }
+}
+
+async fn create(context: &Context, spec: &PoolSpec) -> Result<(), Failure> {
+    if context.planned(&Wish::CreatePool(spec)).await? {
+        return Ok(());
+    }
+    let client = &context.client;
+    let is_new = matches!(
+        client.pool(&spec.name, &spec.node).await,
+        Err(Error::NotFound { .. })
+    );
+    let pool = client.create_pool(spec).await?;
+    let pool = if context.no_wait {
+        pool
+    } else {
+        ready(context, spec, is_new).await?
+    };
+    context.out.object(&pool, |pool| match pool.state {
+        PoolState::Ready => format!(
+            "pool {} on {} is ready: {} of {} free\n",
+            pool.name,
+            pool.node,
+            size::format(pool.free_bytes),
+            size::format(pool.capacity_bytes)
+        ),
+        _ => format!("pool {} on {} is being made\n", pool.name, pool.node),
+    })
+}
+
+async fn ready(context: &Context, spec: &PoolSpec, is_new: bool) -> Result<Pool, Failure> {
+    let what = format!("pool {} on {}", spec.name, spec.node);
+    wait::until(context, &what, || async {
+        let pool = context.client.pool(&spec.name, &spec.node).await?;
+        match pool.state {
+            PoolState::Ready => Ok(Look::Done(pool)),
+            PoolState::Pending => Ok(Look::Pending("the node has not reported it yet".to_owned(), None)),
+            PoolState::Offline => Ok(Look::Pending(format!("node {} is offline", spec.node), None)),
+            PoolState::Failed => Err(unusable(context, &pool, is_new).await),
+        }
+    })
+    .await
+}
+
+/// A pool that its node can't use is taken away again when this very command made it: a directory that was
+/// mistyped should not stay behind as a failed pool.
+async fn unusable(context: &Context, pool: &Pool, is_new: bool) -> Failure {
+    let failure = Failure::failed(format!("pool {} on {} can't be used", pool.name, pool.node))
+        .why(pool.error.as_str());
+    if !is_new {
+        return failure.help(format!(
+            "`storctl pool describe {} --node {}` shows its state",
+            pool.name, pool.node
+        ));
+    }
+    match context.client.delete_pool(&pool.name, &pool.node, true).await {
+        Ok(()) => failure.help(format!(
+            "nothing was made; try again when {} on {} is right",
+            pool.dir, pool.node
+        )),
+        Err(error) => failure.help(format!(
+            "it stays behind ({error}); take it away with `storctl pool delete {} --node {}`",
+            pool.name, pool.node
+        )),
+    }
+}
+
+async fn set(context: &Context, name: &str, node: &str, change: &PoolChange) -> Result<(), Failure> {
+    if change.tags.is_none() && change.overprovision.is_none() {
+        return Err(Failure::new(Exit::Usage, "nothing to change is given")
+            .help("say --tag, --no-tags or --overprovision"));
+    }
+    if context.planned(&Wish::ChangePool { name, node, change }).await? {
+        return Ok(());
+    }
+    let pool = context.client.change_pool(name, node, change).await?;
+    context.out.object(&pool, |pool| {
+        format!("pool {} on {} changed\n", pool.name, pool.node)
+    })
+}
+
+async fn delete(context: &Context, name: &str, node: &str) -> Result<(), Failure> {
+    if context
+        .planned(&Wish::DeletePool {
+            name,
+            node,
+            force: false,
+        })
+        .await?
+    {
+        return Ok(());
+    }
+    if !context.yes {
+        let question = format!("Pool {name} is taken away from node {node}.");
+        confirm(&question, &format!("storctl pool delete {name} --node {node}"))?;
+    }
+    context.client.delete_pool(name, node, false).await?;
+    if !context.no_wait {
+        wait::until(context, &format!("pool {name} on {node}"), || async {
+            match context.client.pool(name, node).await {
+                Err(Error::NotFound { .. }) => Ok(Look::Done(())),
+                Err(error) => Err(error.into()),
+                Ok(_) => Ok(Look::Pending("being taken away".to_owned(), None)),
+            }
+        })
+        .await?;
+    }
+    note("its directory was left in place");
+    context.out.line(&format!("pool {name} on {node} deleted"))
+}
+
+fn state(state: PoolState) -> Cell {
+    match state {
+        PoolState::Ready => Cell::new("ready", Tone::Good),
+        PoolState::Pending => Cell::new("pending", Tone::Warn),
+        PoolState::Failed => Cell::new("failed", Tone::Bad),
+        PoolState::Offline => Cell::new("offline", Tone::Bad),
+    }
+}
+
+/// Sizes that were not reported yet are not zero.
+fn reported(pool: &Pool, bytes: u64) -> String {
+    if pool.capacity_bytes == 0 {
+        "-".to_owned()
+    } else {
+        size::format(bytes)
+    }
+}
+
+fn table(pools: &[Pool]) -> Table {
+    let mut table = Table::new(&[
+        Column::left("NAME"),
+        Column::left("NODE"),
+        Column::left("STATE"),
+        Column::right("CAPACITY"),
+        Column::right("FREE"),
+        Column::right("PROMISED"),
+        Column::right("REPLICAS"),
+        Column::optional("SNAPSHOTS"),
+        Column::optional("TAGS"),
+        Column::left("DIRECTORY"),
+        Column::optional("ERROR"),
+    ]);
+    for pool in pools {
+        table.row([
+            pool.name.clone().into(),
+            pool.node.clone().into(),
+            state(pool.state),
+            reported(pool, pool.capacity_bytes).into(),
+            reported(pool, pool.free_bytes).into(),
+            size::format(pool.promised_bytes).into(),
+            pool.replicas.to_string().into(),
+            pool.snapshots.clone().into(),
+            pool.tags.join(" ").into(),
+            pool.dir.clone().into(),
+            Cell::new(pool.error.as_str(), Tone::Bad),
+        ]);
+    }
+    table
+}
+
+fn describe(pool: &Pool) -> String {
+    let snapshots = match pool.snapshots.as_str() {
+        "reflink" => "reflink (instant, share space)",
+        "copy" => "copy (the file system has no reflinks)",
+        other => other,
+    };
+    let promised = if pool.capacity_bytes == 0 {
+        size::format(pool.promised_bytes)
+    } else {
+        let limit = format!("{:.0} times the capacity", pool.overprovision);
+        format!(
+            "{} to {} replicas; limit {limit}",
+            size::format(pool.promised_bytes),
+            pool.replicas
+        )
+    };
+    let mut fields = Fields::default();
+    fields
+        .field("Name", pool.name.as_str())
+        .field("Node", pool.node.as_str())
+        .field("State", state(pool.state))
+        .optional("Error", &pool.error)
+        .field("Kind", pool.kind.as_str())
+        .field("Directory", pool.dir.as_str())
+        .field("Capacity", reported(pool, pool.capacity_bytes))
+        .field("Free", reported(pool, pool.free_bytes))
+        .field("Promised", promised)
+        .optional("Snapshots", snapshots)
+        .optional("Tags", &pool.tags.join(" "));
+    fields.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool() -> Pool {
+        Pool {
+            name: "sp01".into(),
+            node: "s1".into(),
+            kind: "file".into(),
+            dir: "/srv/stor".into(),
+            tags: vec!["nvme".into(), "gen4".into()],
+            state: PoolState::Ready,
+            error: String::new(),
+            capacity_bytes: 100 << 30,
+            free_bytes: 63 << 30,
+            promised_bytes: 240 << 30,
+            overprovision: 20.0,
+            snapshots: "reflink".into(),
+            replicas: 12,
+            revision: 9,
+        }
+    }
+
+    fn plain(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
+
+    #[test]
+    fn list() {
+        let failed = Pool {
+            node: "s2".into(),
+            state: PoolState::Failed,
+            error: "/srv/stor does not exist".into(),
+            capacity_bytes: 0,
+            free_bytes: 0,
+            snapshots: String::new(),
+            tags: Vec::new(),
+            ..pool()
+        };
+        insta::assert_snapshot!(plain(&table(&[pool(), failed]).render(None)));
+    }
+
+    #[test]
+    fn one() {
+        insta::assert_snapshot!(plain(&describe(&pool())));
+    }
+}

@@ -1,0 +1,208 @@
+//! `storctl volume …`
+
+use clap::Subcommand;
+use stor_api::client::{Client, Error, Filter, Wish};
+use stor_api::objects::{Volume, VolumeSpec, VolumeState};
+use stor_api::size;
+
+use crate::args;
+use crate::completion;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::confirm;
+use crate::wait::{self, Look};
+
+mod attach;
+mod shown;
+
+use attach::{AttachArgs, DetachArgs};
+
+/// Verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeVerb {
+    /// Make a volume
+    Create(CreateArgs),
+    /// All volumes
+    List {
+        /// Only those with a replica or an attachment on this node
+        #[arg(long, add = completion::nodes())]
+        node: Option<String>,
+    },
+    /// Everything about one volume: replicas, attachments, counters
+    Describe {
+        /// Its name
+        #[arg(add = completion::volumes())]
+        name: String,
+    },
+    /// Delete a volume and its data
+    Delete {
+        /// Its name
+        #[arg(add = completion::volumes())]
+        name: String,
+        /// Do not wait for nodes that are away: their copies are left behind until they come back
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a node the volume as a device
+    Attach(AttachArgs),
+    /// Take the volume from a node
+    Detach(DetachArgs),
+}
+
+/// Of `volume create`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// Its name
+    #[arg(value_parser = args::volume_name)]
+    name: String,
+    /// Its size: 10Gi, 500Mi, 1T; from 1Mi to 64Ti
+    #[arg(value_parser = args::volume_size)]
+    size: u64,
+    /// Class whose values fill what is not given here
+    #[arg(long, add = completion::classes())]
+    class: Option<String>,
+    /// Copies, each on another node [default: the class's, else 2]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
+    replicas: Option<u8>,
+    /// Pool to carve from [default: the class's, else any]
+    #[arg(long, add = completion::pools())]
+    pool: Option<String>,
+    /// Tag the pool must have; repeatable
+    #[arg(long, value_parser = args::tag)]
+    tag: Vec<String>,
+    /// Node property, such as zone, that must differ between replicas
+    #[arg(long, value_name = "PROPERTY", value_parser = args::property_key)]
+    spread: Option<String>,
+    /// Node property that must be the same for all replicas
+    #[arg(long, value_name = "PROPERTY", value_parser = args::property_key)]
+    together: Option<String>,
+    /// I/O waits rather than go on with fewer copies in sync [default: 1 of up to 2, 2 of more]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    min_in_sync: Option<u8>,
+}
+
+/// Runs a verb.
+pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
+    let client = &context.client;
+    match verb {
+        VolumeVerb::Create(args) => create(context, args).await,
+        VolumeVerb::List { node } => {
+            let volumes = client.volumes(&Filter { node, volume: None }).await?;
+            let none = "no volumes; make one with `storctl volume create NAME SIZE`";
+            context.out.list(volumes, none, shown::table)
+        }
+        VolumeVerb::Describe { name } => context.out.object(&client.volume(&name).await?, shown::describe),
+        VolumeVerb::Delete { name, force } => delete(context, &name, force).await,
+        VolumeVerb::Attach(args) => attach::attach(context, args).await,
+        VolumeVerb::Detach(args) => attach::detach(context, args).await,
+    }
+}
+
+async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
+    let spec = VolumeSpec {
+        name: args.name,
+        size_bytes: args.size,
+        class: args.class,
+        replicas: args.replicas,
+        pool: args.pool,
+        tags: args.tag,
+        spread: args.spread,
+        together: args.together,
+        min_in_sync: args.min_in_sync,
+    };
+    if context.planned(&Wish::CreateVolume(&spec)).await? {
+        return Ok(());
+    }
+    let volume = context.client.create_volume(&spec).await?;
+    let volume = if context.no_wait {
+        volume
+    } else {
+        created(context, &spec.name).await?
+    };
+    context.out.object(&volume, |volume| {
+        let nodes: Vec<&str> = volume.replicas.iter().map(|r| r.node.as_str()).collect();
+        let (name, size) = (&volume.name, size::format(volume.size_bytes));
+        let state = if volume.state == VolumeState::Creating {
+            "is being created"
+        } else {
+            "created"
+        };
+        format!("volume {name} {state}: {size} on {}\n", nodes.join(", "))
+    })
+}
+
+/// Waits until a volume can be attached.
+pub(crate) async fn created(context: &Context, name: &str) -> Result<Volume, Failure> {
+    wait::until(context, &format!("volume {name}"), || {
+        look_created(&context.client, name)
+    })
+    .await
+}
+
+async fn look_created(client: &Client, name: &str) -> Result<Look<Volume>, Failure> {
+    let volume = client.volume(name).await?;
+    Ok(match volume.state {
+        VolumeState::Creating => {
+            let there = volume
+                .replicas
+                .iter()
+                .filter(|r| r.in_sync && r.reason.is_empty())
+                .count();
+            let mut doing = format!("making replicas, {there} of {} there", volume.replicas.len());
+            if !volume.reason.is_empty() {
+                doing = format!("{doing}; {}", volume.reason);
+            }
+            Look::Pending(doing, None)
+        }
+        VolumeState::Failed => {
+            return Err(Failure::failed(format!("volume {name} can't be made"))
+                .why(volume.reason)
+                .help(format!(
+                    "put right what is wrong, or take it away with `storctl volume delete {name}`"
+                )));
+        }
+        VolumeState::Healthy | VolumeState::Degraded | VolumeState::Suspended => Look::Done(volume),
+        VolumeState::Deleting => return Err(Failure::failed(format!("volume {name} is being deleted"))),
+    })
+}
+
+async fn delete(context: &Context, name: &str, force: bool) -> Result<(), Failure> {
+    if context.planned(&Wish::DeleteVolume { name, force }).await? {
+        return Ok(());
+    }
+    if !context.yes {
+        let volume = context.client.volume(name).await?;
+        let size = size::format(volume.size_bytes);
+        let question = format!(
+            "Volume {name} ({size}) and its {} replicas are deleted.",
+            volume.replicas.len()
+        );
+        confirm(&question, &format!("storctl volume delete {name}"))?;
+    }
+    context.client.delete_volume(name, force).await?;
+    if context.no_wait {
+        return context.out.line(&format!("volume {name} is being deleted"));
+    }
+    gone(context, name).await?;
+    context.out.line(&format!("volume {name} deleted"))
+}
+
+/// Waits until a volume that is being deleted is no more.
+pub(crate) async fn gone(context: &Context, name: &str) -> Result<(), Failure> {
+    wait::until(context, &format!("deletion of volume {name}"), || async {
+        match context.client.volume(name).await {
+            Err(Error::NotFound { .. }) => Ok(Look::Done(())),
+            Err(error) => Err(error.into()),
+            Ok(volume) => {
+                let nodes: Vec<&str> = volume.replicas.iter().map(|r| r.node.as_str()).collect();
+                Ok(Look::Pending(
+                    format!("removing replicas on {}", nodes.join(", ")),
+                    None,
+                ))
+            }
+        }
+    })
+    .await
+}
+
+pub(crate) use attach::{attached, detached};

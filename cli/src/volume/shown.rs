@@ -1,0 +1,304 @@
+//! How volumes are shown to people.
+
+use stor_api::objects::{Attachment, AttachmentState, Replica, ReplicaState, Volume, VolumeState};
+use stor_api::size;
+
+use crate::output::width;
+use crate::table::{Cell, Column, Fields, Table, Tone};
+
+fn state(state: VolumeState) -> Cell {
+    let (word, tone) = match state {
+        VolumeState::Creating => ("creating", Tone::Warn),
+        VolumeState::Healthy => ("healthy", Tone::Good),
+        VolumeState::Degraded => ("degraded", Tone::Warn),
+        VolumeState::Suspended => ("suspended", Tone::Bad),
+        VolumeState::Failed => ("failed", Tone::Bad),
+        VolumeState::Deleting => ("deleting", Tone::Faint),
+    };
+    Cell::new(word, tone)
+}
+
+fn replica_state(state: ReplicaState) -> Cell {
+    let (word, tone) = match state {
+        ReplicaState::Creating => ("creating", Tone::Warn),
+        ReplicaState::InSync => ("in-sync", Tone::Good),
+        ReplicaState::Stale => ("stale", Tone::Bad),
+        ReplicaState::Syncing => ("syncing", Tone::Warn),
+        ReplicaState::Offline => ("offline", Tone::Bad),
+        ReplicaState::Failed => ("failed", Tone::Bad),
+        ReplicaState::Deleting => ("deleting", Tone::Faint),
+    };
+    Cell::new(word, tone)
+}
+
+fn attachment_state(state: AttachmentState) -> Cell {
+    let (word, tone) = match state {
+        AttachmentState::Attaching => ("attaching", Tone::Warn),
+        AttachmentState::Attached => ("attached", Tone::Good),
+        AttachmentState::Suspended => ("suspended", Tone::Bad),
+        AttachmentState::Failed => ("failed", Tone::Bad),
+        AttachmentState::Detaching => ("detaching", Tone::Warn),
+        AttachmentState::Unknown => ("unknown", Tone::Bad),
+    };
+    Cell::new(word, tone)
+}
+
+fn joined<'a>(items: impl Iterator<Item = &'a str>) -> String {
+    items.collect::<Vec<_>>().join(" ")
+}
+
+pub(super) fn table(volumes: &[Volume]) -> Table {
+    let mut table = Table::new(&[
+        Column::left("NAME"),
+        Column::right("SIZE"),
+        Column::left("STATE"),
+        Column::left("IN SYNC"),
+        Column::left("REPLICAS"),
+        Column::right("ALLOCATED"),
+        Column::left("ATTACHED"),
+        Column::optional("CLASS"),
+        Column::optional("REASON"),
+    ]);
+    for volume in volumes {
+        let in_sync = volume.replicas.iter().filter(|r| r.in_sync).count();
+        let allocated: u64 = volume.replicas.iter().map(|r| r.allocated_bytes).sum();
+        let attached = joined(volume.attachments.iter().map(|a| a.node.as_str()));
+        table.row([
+            volume.name.clone().into(),
+            size::format(volume.size_bytes).into(),
+            state(volume.state),
+            format!("{in_sync} of {}", volume.replicas.len()).into(),
+            joined(volume.replicas.iter().map(|r| r.node.as_str())).into(),
+            size::format(allocated).into(),
+            if attached.is_empty() {
+                "-".into()
+            } else {
+                attached.into()
+            },
+            volume.class.clone().unwrap_or_default().into(),
+            volume.reason.clone().into(),
+        ]);
+    }
+    table
+}
+
+pub(super) fn describe(volume: &Volume) -> String {
+    let mut fields = Fields::default();
+    fields
+        .field("Name", volume.name.as_str())
+        .field("Id", volume.id.as_str())
+        .field(
+            "Size",
+            format!(
+                "{} ({} bytes)",
+                size::format(volume.size_bytes),
+                volume.size_bytes
+            ),
+        )
+        .field("State", state(volume.state))
+        .optional("Reason", &volume.reason)
+        .optional("Class", volume.class.as_deref().unwrap_or_default())
+        .field("Least in sync", volume.min_in_sync.to_string())
+        .field("Epoch", format!("{} (attaches so far)", volume.epoch))
+        .field("In-sync set", format!("changed {} times", volume.config))
+        .field("Created", crate::event::short_time(&volume.created));
+    let mut text = fields.render();
+    text.push_str(&format!(
+        "\nReplicas\n{}",
+        replicas(&volume.replicas).render(width())
+    ));
+    if volume.attachments.is_empty() {
+        let attach = format!("storctl volume attach {} --node NODE", volume.name);
+        text.push_str(&format!("\nNot attached; `{attach}` does it.\n"));
+    } else {
+        text.push_str(&format!(
+            "\nAttachments\n{}",
+            attachments(&volume.attachments).render(width())
+        ));
+        for attachment in &volume.attachments {
+            text.push_str(&format!(
+                "\nSince the engine on {} began\n{}",
+                attachment.node,
+                counters(attachment)
+            ));
+        }
+    }
+    text
+}
+
+fn replicas(replicas: &[Replica]) -> Table {
+    let mut table = Table::new(&[
+        Column::right("ID"),
+        Column::left("NODE"),
+        Column::left("POOL"),
+        Column::left("STATE"),
+        Column::left("IN SYNC"),
+        Column::right("ALLOCATED"),
+        Column::optional("RESYNC"),
+        Column::optional("REASON"),
+    ]);
+    for replica in replicas {
+        let resync = replica.resync_percent.map(|percent| {
+            let left = replica
+                .resync_left_bytes
+                .map(|b| format!(", {} left", size::format(b)))
+                .unwrap_or_default();
+            format!("{percent:.0} %{left}")
+        });
+        table.row([
+            replica.id.to_string().into(),
+            replica.node.clone().into(),
+            replica.pool.clone().into(),
+            replica_state(replica.state),
+            if replica.in_sync { "yes" } else { "no" }.into(),
+            size::format(replica.allocated_bytes).into(),
+            resync.unwrap_or_default().into(),
+            replica.reason.clone().into(),
+        ]);
+    }
+    table
+}
+
+fn attachments(attachments: &[Attachment]) -> Table {
+    let mut table = Table::new(&[
+        Column::left("NODE"),
+        Column::left("STATE"),
+        Column::left("ACCESS"),
+        Column::left("TRANSPORT"),
+        Column::optional("DEVICE"),
+        Column::optional("NBD"),
+        Column::right("EPOCH"),
+        Column::optional("REASON"),
+    ]);
+    for attachment in attachments {
+        table.row([
+            attachment.node.clone().into(),
+            attachment_state(attachment.state),
+            if attachment.read_only {
+                "read-only"
+            } else {
+                "read-write"
+            }
+            .into(),
+            attachment.transport.clone().into(),
+            attachment.device.clone().into(),
+            attachment.nbd_uri.clone().into(),
+            attachment.epoch.to_string().into(),
+            attachment.reason.clone().into(),
+        ]);
+    }
+    table
+}
+
+fn counters(attachment: &Attachment) -> String {
+    let c = &attachment.counters;
+    let mut fields = Fields::default();
+    fields
+        .field(
+            "  Read",
+            format!("{} in {} requests", size::format(c.read_bytes), c.reads),
+        )
+        .field(
+            "  Written",
+            format!("{} in {} requests", size::format(c.written_bytes), c.writes),
+        )
+        .field("  Flushes", c.flushes.to_string())
+        .field("  Resynced", size::format(c.resynced_bytes))
+        .field("  Repaired", size::format(c.repaired_bytes));
+    fields.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stor_api::objects::Counters;
+
+    fn volume() -> Volume {
+        let replica = |id, node: &str, state, in_sync| Replica {
+            volume: "db1".into(),
+            id,
+            node: node.into(),
+            pool: "sp01".into(),
+            state,
+            in_sync,
+            reason: String::new(),
+            allocated_bytes: 3 << 30,
+            resync_percent: None,
+            resync_left_bytes: None,
+        };
+        let mut syncing = replica(2, "s2", ReplicaState::Syncing, false);
+        syncing.resync_percent = Some(41.7);
+        syncing.resync_left_bytes = Some(90 << 20);
+        syncing.reason = "unreachable".into();
+        Volume {
+            name: "db1".into(),
+            id: "0191d5b4-0000-7000-8000-000000000001".into(),
+            size_bytes: 10 << 30,
+            class: Some("fast".into()),
+            state: VolumeState::Degraded,
+            reason: "replica 2 on s2 is not in sync: unreachable".into(),
+            epoch: 3,
+            config: 4,
+            min_in_sync: 1,
+            replicas: vec![replica(1, "s1", ReplicaState::InSync, true), syncing],
+            attachments: vec![Attachment {
+                volume: "db1".into(),
+                node: "k1".into(),
+                transport: "fuse".into(),
+                read_only: false,
+                device: "/dev/stor/db1".into(),
+                nbd_uri: String::new(),
+                epoch: 3,
+                state: AttachmentState::Attached,
+                reason: String::new(),
+                counters: Counters {
+                    reads: 10,
+                    read_bytes: 40_960,
+                    writes: 2000,
+                    written_bytes: 8_192_000,
+                    flushes: 3,
+                    resynced_bytes: 1 << 20,
+                    repaired_bytes: 0,
+                },
+            }],
+            created: "2026-01-01T00:00:00.5Z".into(),
+            revision: 12,
+        }
+    }
+
+    fn detached() -> Volume {
+        let mut volume = volume();
+        volume.name = "a-volume-nobody-uses".into();
+        volume.size_bytes = 1 << 20;
+        volume.class = None;
+        volume.state = VolumeState::Healthy;
+        volume.reason.clear();
+        volume.attachments.clear();
+        for replica in &mut volume.replicas {
+            replica.state = ReplicaState::InSync;
+            replica.in_sync = true;
+            replica.reason.clear();
+            replica.resync_percent = None;
+        }
+        volume
+    }
+
+    fn plain(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
+
+    #[test]
+    fn list() {
+        insta::assert_snapshot!(plain(&table(&[detached(), volume()]).render(None)));
+    }
+
+    #[test]
+    fn one() {
+        insta::assert_snapshot!(plain(&describe(&volume())));
+    }
+
+    #[test]
+    fn one_that_is_not_attached() {
+        insta::assert_snapshot!(plain(&describe(&detached())));
+    }
+}

@@ -1,0 +1,340 @@
+//! Exit statuses and streams of the real binary against a fake controller: scripts depend on them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use stor_api::objects::{PlacementVerdict, Replica, ReplicaState, Volume, VolumeState};
+use stor_api::problem::Problem;
+
+/// Answers request after request; the last answer is repeated.
+struct Fake {
+    url: String,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+fn fake(answers: Vec<(u16, String)>) -> Fake {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    std::thread::spawn(move || {
+        for turn in 0_usize.. {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut text = String::new();
+            let mut buffer = [0_u8; 4096];
+            let body_is_whole = |text: &str| {
+                text.split_once("\r\n\r\n").is_some_and(|(head, body)| {
+                    let head = head.to_lowercase();
+                    let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
+                    body.len() >= length.map_or(0, |l| l.parse().unwrap())
+                })
+            };
+            while !body_is_whole(&text) {
+                let n = socket.read(&mut buffer).unwrap();
+                assert!(n > 0, "the request ended early: {text}");
+                text.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
+            }
+            log.lock().unwrap().push(text.lines().next().unwrap().to_owned());
+            let (status, body) = &answers[turn.min(answers.len() - 1)];
+            let head = format!(
+                "HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            socket.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        }
+    });
+    Fake { url, seen }
+}
+
+fn storctl(url: &str, arguments: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_storctl"))
+        .args(arguments.split_whitespace())
+        .env("STOR_URL", url)
+        .env_remove("STOR_TOKEN_FILE")
+        .env_remove("STOR_CA_FILE")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn problem(status: u16) -> Problem {
+    Problem {
+        kind: "urn:stor:problem:x".into(),
+        status,
+        title: "volume db1 is attached".into(),
+        detail: "Node k1 has it.".into(),
+        remedy: "detach it first".into(),
+        placement: Vec::new(),
+    }
+}
+
+fn refused(status: u16) -> Vec<(u16, String)> {
+    vec![(status, serde_json::to_string(&problem(status)).unwrap())]
+}
+
+fn volume(state: VolumeState) -> Volume {
+    Volume {
+        name: "db1".into(),
+        id: "0191d5b4-0000-7000-8000-000000000001".into(),
+        size_bytes: 1 << 30,
+        class: None,
+        state,
+        reason: String::new(),
+        epoch: 0,
+        config: 0,
+        min_in_sync: 1,
+        replicas: vec![Replica {
+            volume: "db1".into(),
+            id: 1,
+            node: "s1".into(),
+            pool: "sp01".into(),
+            state: ReplicaState::InSync,
+            in_sync: true,
+            reason: String::new(),
+            allocated_bytes: 0,
+            resync_percent: None,
+            resync_left_bytes: None,
+        }],
+        attachments: Vec::new(),
+        created: "2026-01-01T00:00:00Z".into(),
+        revision: 1,
+    }
+}
+
+fn answer(state: VolumeState) -> (u16, String) {
+    (200, serde_json::to_string(&volume(state)).unwrap())
+}
+
+#[test]
+fn what_the_controller_says_becomes_the_status() {
+    for (http, status) in [
+        (404, 3),
+        (409, 4),
+        (412, 4),
+        (401, 5),
+        (403, 5),
+        (400, 2),
+        (422, 2),
+        (500, 1),
+    ] {
+        let fake = fake(refused(http));
+        let output = storctl(&fake.url, "volume describe db1");
+        assert_eq!(output.status.code(), Some(status), "{http}");
+        assert_eq!(
+            err(&output),
+            "error: volume db1 is attached\n  Node k1 has it.\nhelp: detach it first\n"
+        );
+        assert_eq!(out(&output), "");
+    }
+}
+
+#[test]
+fn usage_is_2() {
+    for line in [
+        "volume",
+        "volume create DB1 1Gi",
+        "volume create db1 0",
+        "volume create db1 100Ti",
+        "volume create db1 -- -5",
+        "volume create db1 4Ki",
+        "volume create all 1Gi",
+        "node create s1 127.0.0.1 --property zone",
+        "--url https://c1 status",
+        "--timeout never status",
+        "pool set sp01 --node s1",
+    ] {
+        let output = storctl("http://127.0.0.1:9", line);
+        assert_eq!(output.status.code(), Some(2), "{line}: {}", err(&output));
+        assert!(
+            err(&output).starts_with("error: ") || line == "volume",
+            "{line}: {}",
+            err(&output)
+        );
+    }
+}
+
+#[test]
+fn nobody_there_is_6_and_names_the_url() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let output = storctl(&url, "status");
+    assert_eq!(output.status.code(), Some(6), "{}", err(&output));
+    assert!(
+        err(&output).contains(&url) && err(&output).contains("help: "),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn waiting_too_long_is_7() {
+    let fake = fake(vec![answer(VolumeState::Creating)]);
+    let output = storctl(&fake.url, "volume create db1 1Gi --timeout 300ms");
+    assert_eq!(output.status.code(), Some(7), "{}", err(&output));
+    assert!(
+        err(&output).contains("volume db1 is not done after 300 ms"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn create_waits_and_json_is_the_object_alone() {
+    let fake = fake(vec![
+        answer(VolumeState::Creating),
+        answer(VolumeState::Creating),
+        answer(VolumeState::Healthy),
+    ]);
+    let output = storctl(&fake.url, "-o json volume create db1 1Gi");
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    let shown: Volume = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(shown, volume(VolumeState::Healthy));
+    assert_eq!(fake.seen.lock().unwrap()[0], "POST /api/v1/volumes HTTP/1.1");
+}
+
+#[test]
+fn no_wait_returns_at_once() {
+    let fake = fake(vec![answer(VolumeState::Creating)]);
+    let output = storctl(&fake.url, "volume create db1 1Gi --no-wait");
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    assert_eq!(out(&output), "volume db1 is being created: 1.0 GiB on s1\n");
+    assert_eq!(fake.seen.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_volume_that_fails_is_1_with_its_reason() {
+    let mut failed = volume(VolumeState::Failed);
+    failed.reason = "pool sp01 on s1 is full".into();
+    let fake = fake(vec![
+        answer(VolumeState::Creating),
+        (200, serde_json::to_string(&failed).unwrap()),
+    ]);
+    let output = storctl(&fake.url, "volume create db1 1Gi");
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    assert!(
+        err(&output).contains("pool sp01 on s1 is full"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn a_delete_asks_where_it_can_and_refuses_where_it_cannot() {
+    let fake = fake(vec![answer(VolumeState::Healthy)]);
+    let output = storctl(&fake.url, "volume delete db1");
+    assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+    assert!(err(&output).contains("--yes"), "{}", err(&output));
+    assert!(
+        fake.seen.lock().unwrap().iter().all(|r| r.starts_with("GET ")),
+        "nothing was deleted"
+    );
+
+    let gone = self::fake(vec![
+        (200, "{}".into()),
+        answer(VolumeState::Deleting),
+        refused(404)[0].clone(),
+    ]);
+    let output = storctl(&gone.url, "volume delete db1 --yes");
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    assert_eq!(out(&output), "volume db1 deleted\n");
+    assert_eq!(
+        gone.seen.lock().unwrap()[0],
+        "DELETE /api/v1/volumes/db1 HTTP/1.1"
+    );
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_shows_the_plan() {
+    let plan = r#"{"steps":["create volume db1"],"placement":[{"node":"s1","pool":"sp01","chosen":true,"reason":""}]}"#;
+    let fake = fake(vec![(200, plan.into())]);
+    let output = storctl(&fake.url, "volume create db1 1Gi --dry-run");
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    assert!(
+        out(&output).starts_with("would create volume db1\n"),
+        "{}",
+        out(&output)
+    );
+    assert_eq!(
+        *fake.seen.lock().unwrap(),
+        ["POST /api/v1/volumes?dry_run=true HTTP/1.1"]
+    );
+}
+
+#[test]
+fn a_refused_placement_names_every_node() {
+    let mut problem = problem(422);
+    problem.title = "no room for volume db1".into();
+    problem.placement = vec![PlacementVerdict {
+        node: "s2".into(),
+        pool: "sp01".into(),
+        chosen: false,
+        reason: "no tag nvme".into(),
+    }];
+    let fake = fake(vec![(422, serde_json::to_string(&problem).unwrap())]);
+    let output = storctl(&fake.url, "volume create db1 1Gi --tag nvme");
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    assert!(
+        err(&output).contains("  s2    sp01  no      no tag nvme\n"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn detach_finds_the_node_itself() {
+    let fake = fake(vec![answer(VolumeState::Healthy)]);
+    let output = storctl(&fake.url, "volume detach db1");
+    assert_eq!(output.status.code(), Some(3), "{}", err(&output));
+    assert_eq!(err(&output), "error: volume db1 is not attached\n");
+}
+
+#[test]
+fn a_list_in_json_is_a_page_and_an_empty_table_is_silent() {
+    let fake = fake(vec![(200, r#"{"items":[]}"#.into())]);
+    let output = storctl(&fake.url, "volume list -o json");
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap(),
+        serde_json::json!({"items": []})
+    );
+    assert_eq!(err(&output), "");
+    let output = storctl(&fake.url, "volume list");
+    assert_eq!((out(&output).as_str(), output.status.code()), ("", Some(0)));
+    assert!(err(&output).contains("storctl volume create"), "{}", err(&output));
+}
+
+#[test]
+fn no_colour_off_a_terminal() {
+    let fake = fake(vec![(
+        200,
+        serde_json::json!({"items": [volume(VolumeState::Healthy)]}).to_string(),
+    )]);
+    let output = storctl(&fake.url, "volume list");
+    assert!(!out(&output).contains('\u{1b}'), "{}", out(&output));
+    assert!(out(&output).contains("healthy"), "{}", out(&output));
+}
+
+#[test]
+fn completion_scripts_for_every_shell() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = storctl("http://127.0.0.1:9", &format!("completion {shell}"));
+        assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+        assert!(out(&output).contains("storctl"), "{shell}");
+    }
+}
