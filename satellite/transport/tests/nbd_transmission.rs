@@ -281,6 +281,14 @@ fn block_status_joins_and_cuts() {
     assert_eq!(status(&request(REQ_ONE, 7, 0, 1 << 20), &extents), [(8192, 0)]);
     assert_eq!(status(&request(REQ_ONE, 7, 0, 4096), &extents), [(4096, 0)]);
     assert_eq!(status(&all, &[]), [(1 << 20, 0)]);
+    // Ends although its extents do not.
+    let mut out = Vec::new();
+    let endless = std::iter::repeat(Extent {
+        length: 4096,
+        state: Hole,
+    });
+    nbd::block_status(ContextId(1), &all, endless, &mut out);
+    assert_eq!(out[24..], [0, 0x10, 0, 0, 0, 0, 0, 3]);
     let many: Vec<_> = (0..10_000)
         .map(|at| (4096, if at % 2 == 0 { Data } else { Hole }))
         .collect();

@@ -4,6 +4,7 @@
 //! Every check leaves the export with content of its own: run them one after the other. A tool that
 //! is not installed is an error that names its package, and every run has a deadline.
 
+mod cluster;
 mod copy;
 mod fio;
 mod info;
@@ -13,6 +14,7 @@ mod tool;
 
 use std::path::PathBuf;
 
+pub use cluster::Cluster;
 pub use copy::{check_nbdcopy, check_qemu_img};
 pub use fio::check_fio;
 pub use info::{check_info, check_map, check_unknown_export};

@@ -25,6 +25,12 @@
 //! size is changed in the catalogue, after which [`Connection::set_size`] and [`notify_attributes`] tell the
 //! kernel.
 //!
+//! # Reading and writing the descriptor
+//!
+//! One `read` gives one request. It fails with `ENOENT` when that request was taken back (read again), with `EAGAIN`
+//! and `EINTR` as elsewhere, and with `ENODEV` when the file system is unmounted or the connection was aborted: the end.
+//! For errors of `write` see [`written`] and its neighbours: `ENOENT` is none of ours.
+//!
 //! # Mounting
 //!
 //! `mount("stor", DIR, "fuse", MS_NOSUID | MS_NODEV, "fd=N,rootmode=40000,user_id=0,group_id=0,max_read=1048576")`

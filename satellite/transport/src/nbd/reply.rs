@@ -185,6 +185,9 @@ pub fn block_status(
             descriptors.push((length, extent.state));
         }
         left -= length;
+        if left == 0 {
+            break;
+        }
     }
     if descriptors.is_empty() {
         descriptors.push((request.length, ExtentState::Data));
