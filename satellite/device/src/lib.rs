@@ -5,7 +5,13 @@
 //! nothing about volumes, replicas or protocols.
 
 pub mod buffer;
+pub mod clock;
+pub mod file;
+pub mod fusemount;
+pub mod loopdev;
+pub mod process;
 pub mod reactor;
+pub mod scm;
 
 pub use buffer::{Buf, BufPool, Shared};
 pub use reactor::{Choice, Completion, Fd, Outcome, Piece, Reactor, ReactorError, Sync, Waker};

@@ -28,7 +28,7 @@ const QUICK_TURNS: u32 = 16;
 /// Mark of the waker's event; slots are 32 bits.
 const WAKE: u64 = u64::MAX;
 /// As with io_uring: how long dropping waits for disk operations.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+const DRAIN_LIMIT: Duration = Duration::from_mins(1);
 
 pub(super) struct Epoll {
     set: OwnedFd,
@@ -61,7 +61,7 @@ impl Epoll {
     }
 
     /// Whether a started operation is in a thread's hands; anything else can be completed right away.
-    pub(super) fn cancel(&mut self, core: &Core, id: OpId) -> bool {
+    pub(super) fn is_running(core: &Core, id: OpId) -> bool {
         core.ops.get(id).is_some_and(|op| is_disk(&op.kind))
     }
 
@@ -130,7 +130,7 @@ impl Epoll {
                 woken = true;
                 self.woken(core, out)?;
             } else if let Ok(slot) = u32::try_from(event.data.u64()) {
-                self.ready(core, slot, event.flags, out);
+                Self::ready(core, slot, event.flags, out);
             }
         }
         self.events = events;
@@ -153,7 +153,7 @@ impl Epoll {
     }
 
     /// Carries on with the operations an edge was awaited for, as far as it goes.
-    fn ready(&mut self, core: &mut Core, index: u32, flags: epoll::EventFlags, out: &mut Vec<Completion>) {
+    fn ready(core: &mut Core, index: u32, flags: epoll::EventFlags, out: &mut Vec<Completion>) {
         use epoll::EventFlags as Flag;
         let Some(slot) = core.slots.at(index) else { return };
         let ended = flags.intersects(Flag::ERR | Flag::HUP);
@@ -342,11 +342,10 @@ fn perform(op: &mut Op, slot: &Slot) -> Result<Return, Errno> {
         Kind::Connect { addr, started } => {
             if std::mem::replace(started, true) {
                 // Woken after EINPROGRESS: how it ended stands in the socket.
-                if poll_now(fd, PollFlags::OUT)? {
-                    net::sockopt::socket_error(fd)??
-                } else {
+                if !poll_now(fd, PollFlags::OUT)? {
                     return Err(Errno::AGAIN);
                 }
+                net::sockopt::socket_error(fd)??;
             } else {
                 net::connect(fd, &addr.as_socket().ok_or(Errno::AFNOSUPPORT)?)?;
             }

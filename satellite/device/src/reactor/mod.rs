@@ -206,7 +206,7 @@ impl Reactor {
             let under_way = started
                 && match &mut self.backend {
                     Backend::Uring(ring) => ring.cancel(id),
-                    Backend::Epoll(epoll) => epoll.cancel(&self.core, id),
+                    Backend::Epoll(_) => Epoll::is_running(&self.core, id),
                 };
             if !under_way {
                 self.core.cancelled(id);
@@ -294,9 +294,9 @@ impl Reactor {
             done: 0,
         };
         if fits {
-            self.core.admit(fd, token, kind)
+            self.core.admit(fd, token, kind);
         } else {
-            self.core.refuse(token, kind, invalid())
+            self.core.refuse(token, kind, invalid());
         }
     }
 
@@ -319,9 +319,9 @@ impl Reactor {
             sync,
         };
         if fits {
-            self.core.admit(fd, token, kind)
+            self.core.admit(fd, token, kind);
         } else {
-            self.core.refuse(token, kind, invalid())
+            self.core.refuse(token, kind, invalid());
         }
     }
 

@@ -28,7 +28,7 @@ const COMPLETIONS: u32 = 4096;
 /// Message headers kept for later sends.
 const SPARE_GATHERS: usize = 16;
 /// How long dropping waits for the kernel to let go of memory. Longer than any disk's own timeout.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+const DRAIN_LIMIT: Duration = Duration::from_mins(1);
 
 /// Marks of entries that are no operation; operations' ids keep the topmost bit free.
 const WAKE: u64 = 1 << 63;
@@ -54,6 +54,10 @@ pub(super) struct Uring {
     reaped: Vec<(u64, i32, u32)>,
     /// Message headers of sends under way, by operation index.
     gathers: Vec<Option<Box<Gather>>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "they move to `gathers` without a copy of a kilobyte"
+    )]
     spare: Vec<Box<Gather>>,
 }
 
@@ -371,7 +375,9 @@ impl Uring {
             .filter(|(_, op)| !op.started)
             .map(|(id, _)| id)
             .collect();
-        waiting.into_iter().for_each(|id| core.cancelled(id));
+        for id in waiting {
+            core.cancelled(id);
+        }
         for index in core.ops.iter().map(|(_, op)| op.slot).collect::<Vec<_>>() {
             // So that what was cut short is not taken up again.
             core.slots.retire(core.slots.name(index));

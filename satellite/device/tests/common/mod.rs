@@ -1,6 +1,6 @@
 //! A reactor with its completions, and the two backends to run each test on.
+#![allow(dead_code, unreachable_pub)]
 #![allow(
-    dead_code,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
