@@ -9,6 +9,9 @@
 
 mod memory;
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+
 use stor_tests::clients::{self, Export};
 use stor_transport::nbd;
 use tempfile::TempDir;
@@ -102,4 +105,46 @@ fn fio_verifies_at_queue_depth_1() {
 fn fio_verifies_at_queue_depth_32() {
     let (dir, export) = served(|_| {});
     clients::check_fio(&export, 32, dir.path()).unwrap();
+}
+
+/// No tool at hand is this old: `EXPORT_NAME` with its zeroes, and simple replies.
+#[test]
+fn a_client_from_before_structured_replies() {
+    let (_dir, export) = served(|_| {});
+    let mut stream = UnixStream::connect(&export.socket).unwrap();
+    let mut take = |send: &[u8], length: usize| {
+        stream.write_all(send).unwrap();
+        let mut bytes = vec![0; length];
+        stream.read_exact(&mut bytes).unwrap();
+        bytes
+    };
+    let request = |command: u8, offset: u8, length: u16| {
+        let [high, low] = length.to_be_bytes();
+        let mut bytes = [0; 28];
+        bytes[..4].copy_from_slice(&[0x25, 0x60, 0x95, 0x13]);
+        (bytes[7], bytes[15], bytes[22], bytes[26], bytes[27]) = (command, 9, offset, high, low);
+        bytes
+    };
+    let reply = |error: u8| [0x67, 0x44, 0x66, 0x98, 0, 0, 0, error, 0, 0, 0, 0, 0, 0, 0, 9];
+
+    assert_eq!(take(&[], 18), b"NBDMAGICIHAVEOPT\x00\x03");
+    let chosen = take(b"\0\0\0\0IHAVEOPT\0\0\0\x01\0\0\0\x04vol1", 134);
+    assert_eq!(chosen[..8], SIZE.to_be_bytes());
+    assert_eq!(chosen[10..], [0; 124]);
+    // Refused, with its payload read over; then done, in step.
+    let refused = [&request(1, 0, 512)[..], &[7; 512]].concat();
+    assert_eq!(take(&refused, 16), reply(22));
+    let written = [&request(1, 16, 4096)[..], &[7; 4096]].concat();
+    assert_eq!(take(&written, 16), reply(0));
+    let read = take(&request(0, 16, 8192), 16 + 8192);
+    assert_eq!(
+        (&read[..16], &read[16..4112], &read[4112..]),
+        (&reply(0)[..], &[7; 4096][..], &[0; 4096][..])
+    );
+    assert_eq!(
+        take(&request(0, 0, 0), 16),
+        reply(22),
+        "a failed read has no data"
+    );
+    assert_eq!(take(&request(3, 0, 0), 16), reply(0));
 }

@@ -147,7 +147,7 @@ fn answer(request: &Request, payload: &[u8], negotiated: &Negotiated, volume: &V
             volume.write(offset, payload);
             out.extend(nbd::success(cookie));
         }
-        Command::Flush => out.extend(nbd::none(cookie)),
+        Command::Flush => out.extend(nbd::success(cookie)),
         Command::Trim | Command::WriteZeroes { no_hole: false, .. } => {
             volume.discard(offset, length);
             out.extend(nbd::success(cookie));
