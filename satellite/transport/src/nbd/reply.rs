@@ -102,7 +102,7 @@ pub fn hole(cookie: Cookie, done: bool, offset: u64, length: u32) -> [u8; 32] {
     })
 }
 
-/// `NONE`: the request is done.
+/// `NONE`: the request is done. As all chunks, only where structured replies were negotiated.
 pub fn none(cookie: Cookie) -> [u8; 20] {
     zerocopy::transmute!(Chunk::new(cookie, NONE, true, 0))
 }
