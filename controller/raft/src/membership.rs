@@ -1,0 +1,432 @@
+//! Who is in the cluster: listing, joining, removing, handing over.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::{ChangeMembers, Instant as _};
+use stor_proto::peer as proto;
+use tokio::time::Instant;
+
+use crate::channel::Channels;
+use crate::entry::TypeConfig;
+use crate::propose::Route;
+use crate::{Application, Node, PeerInfo, state, wire};
+
+/// A change of members, including the copy of the catalogue to a new one.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// [`join`] as a whole; a big snapshot outlasts one attempt.
+const JOIN_DEADLINE: Duration = Duration::from_secs(180);
+const PAUSE: Duration = Duration::from_millis(100);
+/// A learner with fewer entries to go becomes a voter: they are there before the membership is.
+const NEARLY: u64 = 64;
+
+/// A member as the asked node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Who it is.
+    pub peer: PeerInfo,
+    /// Whether it votes; a learner is being filled.
+    pub voter: bool,
+    /// Whether it leads.
+    pub leader: bool,
+    /// The last log entry it has; only the leader knows.
+    pub matched: Option<u64>,
+    /// Whether the leader heard of it within the last election timeout; only the leader knows.
+    pub heard: Option<bool>,
+}
+
+/// The members were not changed as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// Another node leads. Nothing was done.
+    #[error("this controller does not lead{}", leader.as_ref().map_or_else(String::new, |peer| format!("; {peer} does")))]
+    NotLeader {
+        /// The leader, when known.
+        leader: Option<PeerInfo>,
+    },
+    /// It must not be done. Nothing was done.
+    #[error("{reason}")]
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// It was not finished in time; asking again continues it.
+    #[error("{doing} was not finished within {limit:?}; asking again continues it")]
+    Timeout {
+        /// What.
+        doing: &'static str,
+        /// The time.
+        limit: Duration,
+    },
+    /// The node has stopped.
+    #[error("this controller has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
+
+fn refused<T>(reason: impl Into<String>) -> Result<T, MembershipError> {
+    Err(MembershipError::Refused {
+        reason: reason.into(),
+    })
+}
+
+impl<A: Application> Node<A> {
+    /// The members, by id. Complete on the leader; elsewhere without `matched` and `heard`.
+    pub fn members(&self) -> Vec<MemberInfo> {
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let patience = self.inner.options.timing.election_max;
+        metrics
+            .membership_config
+            .membership()
+            .nodes()
+            .map(|(id, peer)| MemberInfo {
+                peer: peer.clone(),
+                voter: voters.contains(id),
+                leader: metrics.current_leader == Some(*id),
+                matched: metrics
+                    .replication
+                    .as_ref()
+                    .and_then(|all| all.get(id).copied().flatten())
+                    .map(|matched| matched.index),
+                heard: metrics.heartbeat.as_ref().map(|all| {
+                    *id == self.me().id
+                        || all
+                            .get(id)
+                            .copied()
+                            .flatten()
+                            .is_some_and(|heard| heard.elapsed() < patience)
+                }),
+            })
+            .collect()
+    }
+
+    /// Takes a node in: learner first, voter once it has nearly all of the log. It must be serving already. Does
+    /// nothing if it is a voter; continues what was interrupted.
+    ///
+    /// Cancel-safe: a node left a learner is promoted by the next call.
+    pub async fn add_member(&self, peer: PeerInfo) -> Result<(), MembershipError> {
+        self.require_leadership()?;
+        let deadline = Instant::now() + DEADLINE;
+        if self.check_addable(&peer).await? {
+            return Ok(());
+        }
+        let id = peer.id;
+        loop {
+            match self.inner.raft.add_learner(id, peer.clone(), false).await {
+                Ok(_) => break,
+                Err(error) => self.again("adding the controller", error, deadline).await?,
+            }
+        }
+        self.caught_up(id, deadline).await?;
+        self.change(
+            ChangeMembers::AddVoterIds(BTreeSet::from([id])),
+            "promoting the controller",
+            deadline,
+        )
+        .await?;
+        tracing::info!(member = %peer, id, "member added");
+        Ok(())
+    }
+
+    /// Removes a member for good. Its id cannot come back. Refused when the rest would have no majority.
+    ///
+    /// Cancel-safe: asking again continues it.
+    pub async fn remove_member(&self, id: u64) -> Result<(), MembershipError> {
+        self.require_leadership()?;
+        let members = self.members();
+        let Some(member) = members.iter().find(|member| member.peer.id == id) else {
+            return refused(format!("there is no controller with id {id}"));
+        };
+        if member.voter {
+            let rest = members.iter().filter(|other| other.voter && other.peer.id != id);
+            let (here, all) = rest.fold((0, 0), |(here, all), other| {
+                (here + usize::from(other.heard == Some(true)), all + 1)
+            });
+            if all == 0 {
+                return refused("the last controller cannot be removed");
+            }
+            if here * 2 <= all {
+                return refused(format!(
+                    "without {} only {here} of {all} controllers would be reachable, which is no majority; \
+                     bring another one back first",
+                    member.peer
+                ));
+            }
+        }
+        let ids = BTreeSet::from([id]);
+        let change = ChangeMembers::Batch(vec![
+            ChangeMembers::RemoveVoters(ids.clone()),
+            ChangeMembers::RemoveNodes(ids),
+        ]);
+        self.change(change, "removing the controller", Instant::now() + DEADLINE)
+            .await?;
+        tracing::info!(member = %member.peer, id, "member removed");
+        Ok(())
+    }
+
+    /// Hands the leadership to another voter and waits until it leads. Cancel-safe.
+    pub async fn transfer_leader(&self, id: u64) -> Result<(), MembershipError> {
+        self.require_leadership()?;
+        if id == self.me().id {
+            return Ok(());
+        }
+        match self.members().into_iter().find(|member| member.peer.id == id) {
+            None => return refused(format!("there is no controller with id {id}")),
+            Some(member) if !member.voter => {
+                return refused(format!("{} is still being filled and cannot lead", member.peer));
+            }
+            Some(member) if member.heard != Some(true) => {
+                return refused(format!("{} is not reachable and cannot lead", member.peer));
+            }
+            Some(_) => {}
+        }
+        let stopped = |reason: String| MembershipError::Stopped { reason };
+        self.inner
+            .raft
+            .trigger()
+            .transfer_leader(id)
+            .await
+            .map_err(|error| stopped(error.to_string()))?;
+        let limit = self.inner.options.timing.election_max * 4;
+        let mut leadership = self.leadership();
+        let done = leadership.wait_for(|view| view.leader.as_ref().is_some_and(|leader| leader.id == id));
+        match tokio::time::timeout(limit, done).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(stopped(error.to_string())),
+            Err(_) => Err(MembershipError::Timeout {
+                doing: "handing over the leadership",
+                limit,
+            }),
+        }
+    }
+
+    fn require_leadership(&self) -> Result<(), MembershipError> {
+        let view = self.inner.leadership.borrow();
+        if view.is_self {
+            Ok(())
+        } else {
+            Err(MembershipError::NotLeader {
+                leader: view.leader.clone(),
+            })
+        }
+    }
+
+    /// Whether it is a voter already; an error if it must not become one.
+    async fn check_addable(&self, peer: &PeerInfo) -> Result<bool, MembershipError> {
+        if let Err(error) = self.inner.channels.client(&peer.peer_address) {
+            return refused(error.to_string());
+        }
+        for member in self.members() {
+            if member.peer == *peer {
+                return Ok(member.voter);
+            }
+            if member.peer.id == peer.id {
+                return refused(format!("the id {} is that of {}", peer.id, member.peer));
+            }
+            if member.peer.name == peer.name || member.peer.peer_address == peer.peer_address {
+                return refused(format!(
+                    "{} has this name or address already; remove it first",
+                    member.peer
+                ));
+            }
+        }
+        match state::is_former_member(self.reader(), peer.id).await {
+            Ok(false) => Ok(false),
+            Ok(true) => refused(format!(
+                "the id {} was that of a controller that has been removed; let it join with an empty \
+                 directory and a new id",
+                peer.id
+            )),
+            Err(error) => Err(MembershipError::Stopped {
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    async fn caught_up(&self, id: u64, deadline: Instant) -> Result<(), MembershipError> {
+        let mut metrics = self.inner.raft.metrics();
+        let caught_up = async {
+            loop {
+                {
+                    let now = metrics.borrow_watched();
+                    let matched = now
+                        .replication
+                        .as_ref()
+                        .and_then(|all| all.get(&id).copied().flatten());
+                    let goal = now.last_log_index.map_or(0, |last| last.saturating_sub(NEARLY));
+                    if matched.is_some_and(|matched| matched.index >= goal) {
+                        return Ok(());
+                    }
+                    if now.replication.is_none() {
+                        return Err(MembershipError::NotLeader { leader: None });
+                    }
+                }
+                if let Err(error) = metrics.changed().await {
+                    return Err(MembershipError::Stopped {
+                        reason: error.to_string(),
+                    });
+                }
+            }
+        };
+        tokio::time::timeout_at(deadline, caught_up)
+            .await
+            .map_err(|_| MembershipError::Timeout {
+                doing: "copying the log to the controller",
+                limit: DEADLINE,
+            })?
+    }
+
+    async fn change(
+        &self,
+        change: ChangeMembers<u64, PeerInfo>,
+        doing: &'static str,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        loop {
+            let changing = self.inner.raft.change_membership(change.clone(), false);
+            match tokio::time::timeout_at(deadline, changing).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => self.again(doing, error, deadline).await?,
+                Err(_) => {
+                    return Err(MembershipError::Timeout {
+                        doing,
+                        limit: DEADLINE,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Pauses if trying again may help.
+    async fn again(
+        &self,
+        doing: &'static str,
+        error: WriteError,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        match error {
+            RaftError::APIError(
+                ClientWriteError::ForwardToLeader(advice) | ClientWriteError::LogEntryDiscarded(advice),
+            ) => {
+                if let Route::Elsewhere(leader) = self.route(&advice) {
+                    return Err(MembershipError::NotLeader { leader: Some(leader) });
+                }
+            }
+            // Another change is under way, or the leader is new.
+            RaftError::APIError(
+                ClientWriteError::ChangeMembershipError(
+                    ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_),
+                )
+                | ClientWriteError::PreconditionFailed(_),
+            ) => {}
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
+                return refused(error.to_string());
+            }
+            RaftError::Fatal(error) => {
+                return Err(MembershipError::Stopped {
+                    reason: error.to_string(),
+                });
+            }
+        }
+        if Instant::now() + PAUSE >= deadline {
+            return Err(MembershipError::Timeout {
+                doing,
+                limit: DEADLINE,
+            });
+        }
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
+    }
+}
+
+/// A node was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The leader refuses; asking again does not help.
+    #[error("{by} refuses to take this controller in: {reason}")]
+    Refused {
+        /// The address that refused.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+    /// No leader took it in within three minutes.
+    #[error("no controller took this one in within {limit:?}; the last answers were: {}", answers.join("; "))]
+    Unreachable {
+        /// The time.
+        limit: Duration,
+        /// What each address said last.
+        answers: Vec<String>,
+    },
+}
+
+/// Asks the members at `seeds` to take in the node `me`, which must be open and serving; follows them to the
+/// leader. Answers when it is a voter.
+///
+/// Cancel-safe: asking again continues it.
+pub async fn join(seeds: &[String], me: &PeerInfo) -> Result<(), JoinError> {
+    let deadline = Instant::now() + JOIN_DEADLINE;
+    let channels = Channels::default();
+    loop {
+        let mut answers = Vec::new();
+        let mut asked = BTreeSet::new();
+        let mut queue: Vec<String> = seeds.iter().rev().cloned().collect();
+        while let Some(address) = queue.pop() {
+            if !asked.insert(address.clone()) {
+                continue;
+            }
+            match ask(&channels, &address, me, deadline).await {
+                Answer::Joined => return Ok(()),
+                Answer::Refused(reason) => return Err(JoinError::Refused { by: address, reason }),
+                Answer::Leader(leader) => queue.push(leader.peer_address),
+                Answer::Later(reason) => answers.push(format!("{address}: {reason}")),
+            }
+        }
+        if Instant::now() + PAUSE >= deadline {
+            return Err(JoinError::Unreachable {
+                limit: JOIN_DEADLINE,
+                answers,
+            });
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+enum Answer {
+    Joined,
+    Refused(String),
+    Leader(PeerInfo),
+    Later(String),
+}
+
+async fn ask(channels: &Channels, address: &str, me: &PeerInfo, deadline: Instant) -> Answer {
+    use proto::join_reply::Outcome;
+    let mut client = match channels.client(address) {
+        Ok(client) => client,
+        Err(error) => return Answer::Refused(error.to_string()),
+    };
+    let request = proto::JoinRequest {
+        name: me.name.clone(),
+        id: me.id,
+        peer_address: me.peer_address.clone(),
+        api_address: me.api_address.clone(),
+    };
+    match tokio::time::timeout_at(deadline, client.join(request)).await {
+        Err(_) => Answer::Later("no answer".to_owned()),
+        Ok(Err(status)) => Answer::Later(status.message().to_owned()),
+        Ok(Ok(reply)) => match reply.into_inner().outcome {
+            Some(Outcome::Joined(_)) => Answer::Joined,
+            Some(Outcome::Refused(reason)) => Answer::Refused(reason),
+            Some(Outcome::Later(reason)) => Answer::Later(reason),
+            Some(Outcome::Leader(leader)) => Answer::Leader(wire::take_member(leader)),
+            None => Answer::Later("an empty answer".to_owned()),
+        },
+    }
+}

@@ -1,0 +1,22 @@
+//! Who a member of the cluster is and where it is found.
+
+use serde::{Deserialize, Serialize};
+
+/// A member as the others know it; part of every membership entry of the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PeerInfo {
+    /// Names one member, with one log, for the whole life of the cluster; never used again.
+    pub id: u64,
+    /// For people.
+    pub name: String,
+    /// `host:port` on which it serves [`crate::Node::serve`].
+    pub peer_address: String,
+    /// Where it serves its API, as the application wants it; not used by this crate.
+    pub api_address: String,
+}
+
+impl std::fmt::Display for PeerInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.peer_address)
+    }
+}

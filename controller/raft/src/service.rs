@@ -1,0 +1,190 @@
+//! What the other members ask of this one, over gRPC.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use openraft::errors::{Fatal, RaftError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use stor_proto::peer as proto;
+use stor_proto::peer::peer_server::{Peer, PeerServer};
+use stor_proto::peer::{HttpRequest, HttpResponse};
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::channel::MESSAGE;
+use crate::entry::TypeConfig;
+use crate::forward::NOT_LEADER;
+use crate::membership::MembershipError;
+use crate::{Application, Node, PeerInfo, transfer, wire};
+
+/// Answers requests that followers hand to this node while it leads.
+pub trait PeerHandler: Send + Sync + 'static {
+    /// Answers as if the request had come to this node, but never forwards it again: if the leadership is lost
+    /// meanwhile, the answer says so.
+    fn forward(&self, request: HttpRequest) -> Pin<Box<dyn Future<Output = HttpResponse> + Send + '_>>;
+}
+
+/// The gRPC service.
+pub(crate) struct PeerService<A: Application> {
+    node: Node<A>,
+    handler: Arc<dyn PeerHandler>,
+}
+
+impl<A: Application> PeerService<A> {
+    pub(crate) fn new(node: Node<A>, handler: Arc<dyn PeerHandler>) -> Self {
+        Self { node, handler }
+    }
+
+    pub(crate) fn into_server(self) -> PeerServer<Self> {
+        PeerServer::new(self)
+            .max_decoding_message_size(MESSAGE)
+            .max_encoding_message_size(MESSAGE)
+    }
+
+    /// An address can be taken over by another node; its votes must not be taken for those of the one asked.
+    #[expect(clippy::result_large_err, reason = "tonic's own error type")]
+    fn check_addressee(&self, to: u64) -> Result<(), Status> {
+        if to == self.node.me().id {
+            return Ok(());
+        }
+        Err(Status::not_found(format!(
+            "this is the controller {}, not {to}",
+            self.node.me().id
+        )))
+    }
+}
+
+fn stopped(error: &Fatal<TypeConfig>) -> Status {
+    Status::unavailable(format!("this controller has stopped: {error}"))
+}
+
+fn raft_stopped(error: &RaftError<TypeConfig>) -> Status {
+    Status::unavailable(format!("this controller has stopped: {error}"))
+}
+
+#[expect(clippy::result_large_err, reason = "tonic's own error type")]
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Status> {
+    serde_json::from_slice(body).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+#[expect(clippy::result_large_err, reason = "tonic's own error type")]
+fn reply<T: Serialize>(value: &T) -> Result<Response<proto::RaftReply>, Status> {
+    let body = serde_json::to_vec(value).map_err(|error| Status::internal(error.to_string()))?;
+    Ok(Response::new(proto::RaftReply { body }))
+}
+
+#[tonic::async_trait]
+impl<A: Application> Peer for PeerService<A> {
+    async fn append(
+        &self,
+        request: Request<proto::AppendRequest>,
+    ) -> Result<Response<proto::AppendReply>, Status> {
+        let request = request.into_inner();
+        self.check_addressee(request.to)?;
+        let request =
+            wire::take_append(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let answer = self
+            .node
+            .inner
+            .raft
+            .append_entries(request)
+            .await
+            .map_err(|error| raft_stopped(&error))?;
+        Ok(Response::new(wire::put_append_reply(answer)))
+    }
+
+    async fn raft(&self, request: Request<proto::RaftCall>) -> Result<Response<proto::RaftReply>, Status> {
+        let proto::RaftCall { method, body, to } = request.into_inner();
+        self.check_addressee(to)?;
+        let raft = &self.node.inner.raft;
+        match method.as_str() {
+            "vote" => reply(
+                &raft
+                    .vote(decode(&body)?)
+                    .await
+                    .map_err(|error| raft_stopped(&error))?,
+            ),
+            "pre_vote" => reply(
+                &raft
+                    .pre_vote(decode(&body)?)
+                    .await
+                    .map_err(|error| raft_stopped(&error))?,
+            ),
+            "transfer_leader" => reply(
+                &raft
+                    .handle_transfer_leader(decode(&body)?)
+                    .await
+                    .map_err(|error| stopped(&error))?,
+            ),
+            other => Err(Status::unimplemented(format!("unknown Raft call `{other}`"))),
+        }
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<proto::SnapshotChunk>>,
+    ) -> Result<Response<proto::RaftReply>, Status> {
+        let inner = &self.node.inner;
+        let _one = inner
+            .receiving
+            .try_lock()
+            .map_err(|_| Status::resource_exhausted("another snapshot is being received"))?;
+        let draft = inner.shelf.draft("received");
+        let received = transfer::receive(request.into_inner(), self.node.me().id, &draft, A::migrator())
+            .await
+            .map_err(|error| {
+                tracing::warn!(%error, "a snapshot was not received");
+                Status::aborted(error.to_string())
+            })?;
+        let answer = inner
+            .raft
+            .install_full_snapshot(received.vote, received.snapshot)
+            .await
+            .map_err(|error| stopped(&error))?;
+        reply(&answer.vote)
+    }
+
+    async fn forward(&self, request: Request<HttpRequest>) -> Result<Response<HttpResponse>, Status> {
+        if !self.node.inner.leadership.borrow().is_self {
+            let mut status = Status::failed_precondition("this controller does not lead");
+            status
+                .metadata_mut()
+                .insert(NOT_LEADER, MetadataValue::from_static("1"));
+            return Err(status);
+        }
+        Ok(Response::new(self.handler.forward(request.into_inner()).await))
+    }
+
+    async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::JoinReply>, Status> {
+        use proto::join_reply::Outcome;
+        let proto::JoinRequest {
+            name,
+            id,
+            peer_address,
+            api_address,
+        } = request.into_inner();
+        let peer = PeerInfo {
+            id,
+            name,
+            peer_address,
+            api_address,
+        };
+        let outcome = match self.node.add_member(peer).await {
+            Ok(()) => Outcome::Joined(proto::Empty {}),
+            Err(MembershipError::NotLeader { leader: Some(leader) }) => {
+                Outcome::Leader(wire::put_member(&leader))
+            }
+            Err(MembershipError::Refused { reason }) => Outcome::Refused(reason),
+            Err(
+                error @ (MembershipError::NotLeader { leader: None }
+                | MembershipError::Timeout { .. }
+                | MembershipError::Stopped { .. }),
+            ) => Outcome::Later(error.to_string()),
+        };
+        Ok(Response::new(proto::JoinReply {
+            outcome: Some(outcome),
+        }))
+    }
+}
