@@ -2,4 +2,9 @@
 //! satellites that make it so, and the REST API over all of it.
 
 pub mod catalogue;
+pub mod cluster;
+pub mod observed;
 pub mod plan;
+pub mod reconcile;
+pub mod session;
+pub mod show;

@@ -14,7 +14,9 @@ mod sql;
 #[cfg(test)]
 mod tests;
 
+use sqlx::SqliteConnection;
 use sqlx::migrate::Migrator;
+use stor_raft::Application;
 
 pub use apply::{apply, check};
 pub use command::{Action, Command};
@@ -25,3 +27,24 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
 /// Events kept; older ones are dropped.
 pub const EVENTS_KEPT: u64 = 10_000;
+
+/// The catalogue as a state machine of Raft.
+#[derive(Debug)]
+pub struct Catalogue;
+
+impl Application for Catalogue {
+    type Command = Command;
+    type Reply = Reply;
+
+    fn migrator() -> &'static Migrator {
+        &MIGRATOR
+    }
+
+    async fn apply(
+        conn: &mut SqliteConnection,
+        index: u64,
+        command: &Self::Command,
+    ) -> Result<Self::Reply, sqlx::Error> {
+        apply(conn, index, command).await
+    }
+}

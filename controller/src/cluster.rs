@@ -1,0 +1,121 @@
+//! What every part of a controller shares: the Raft node with the catalogue, what satellites report, and
+//! their sessions.
+
+use std::time::Duration;
+
+use sqlx::{Sqlite, SqliteConnection, Transaction};
+use stor_raft::{Node, ProposeError};
+use thiserror::Error;
+
+use crate::catalogue::{Action, Catalogue, Command, Reply};
+use crate::observed::{Observations, Observed};
+use crate::session::Sessions;
+
+/// A proposal without an outcome by then is reported as undecided.
+const PROPOSE_WITHIN: Duration = Duration::from_secs(8);
+/// A read that can't be made linearizable by then fails.
+const LINEARIZE_WITHIN: Duration = Duration::from_secs(5);
+
+/// A controller's shared state.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The Raft node.
+    pub raft: Node<Catalogue>,
+    /// What satellites report.
+    pub observed: Observed,
+    /// Their sessions.
+    pub sessions: Sessions,
+}
+
+/// Why the cluster could not answer.
+#[derive(Debug, Error)]
+pub enum Trouble {
+    /// Another controller leads, or none. Nothing was done.
+    #[error("this controller does not lead the cluster")]
+    NotLeader,
+    /// The command may be done now, later or never.
+    #[error("the outcome is not known: {0}")]
+    Undecided(String),
+    /// More than Raft carries in one entry.
+    #[error("the change has {0} bytes, too many for one entry of the log")]
+    TooLarge(usize),
+    /// This controller's database failed.
+    #[error("the catalogue could not be read")]
+    Database(#[from] sqlx::Error),
+}
+
+/// A consistent look at everything: rows from one moment, and the observations.
+pub struct Look {
+    transaction: Transaction<'static, Sqlite>,
+    /// What satellites report.
+    pub seen: Observations,
+}
+
+impl std::fmt::Debug for Look {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Look")
+            .field("seen", &self.seen)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Look {
+    /// For the functions of [`crate::catalogue::load`].
+    pub fn rows(&mut self) -> &mut SqliteConnection {
+        &mut self.transaction
+    }
+}
+
+impl Cluster {
+    /// Around a Raft node.
+    pub fn new(raft: Node<Catalogue>) -> Self {
+        Self {
+            raft,
+            observed: Observed::default(),
+            sessions: Sessions::default(),
+        }
+    }
+
+    /// Proposes a change. Cancel-safe in that nothing is left half done: the change may still happen.
+    pub async fn propose(&self, action: Action) -> Result<Reply, Trouble> {
+        let command = Command { at: now(), action };
+        match self.raft.propose_within(command, PROPOSE_WITHIN).await {
+            Ok(reply) => Ok(reply),
+            Err(ProposeError::NotLeader { .. } | ProposeError::NoLeader { .. }) => Err(Trouble::NotLeader),
+            Err(ProposeError::TooLarge { size }) => Err(Trouble::TooLarge(size)),
+            Err(
+                error @ (ProposeError::OutcomeUnknown { .. }
+                | ProposeError::Stopped { .. }
+                | ProposeError::Encoding { .. }),
+            ) => Err(Trouble::Undecided(error.to_string())),
+        }
+    }
+
+    /// Everything that was answered to anybody before this call. Leader only. Cancel-safe.
+    pub async fn look(&self) -> Result<Look, Trouble> {
+        match self.raft.linearize_within(LINEARIZE_WITHIN).await {
+            Ok(()) => self.look_local().await,
+            // A read that failed did nothing, whatever the reason: it can be asked again elsewhere.
+            Err(_) => Err(Trouble::NotLeader),
+        }
+    }
+
+    /// What this controller has, which may be behind. Cancel-safe.
+    pub async fn look_local(&self) -> Result<Look, Trouble> {
+        let transaction = self.raft.reader().begin().await?;
+        Ok(Look {
+            transaction,
+            seen: self.observed.look(),
+        })
+    }
+
+    /// Whether this controller believes that it leads.
+    pub fn leads(&self) -> bool {
+        self.raft.leadership().borrow().is_self
+    }
+}
+
+/// The time as events and commands carry it: RFC 3339, UTC, milliseconds.
+pub fn now() -> String {
+    format!("{:.3}", jiff::Timestamp::now())
+}

@@ -1,0 +1,179 @@
+//! What satellites report: heartbeats, free space, progress. Kept in memory of the leader only; a new
+//! leader hears it anew within seconds.
+//!
+//! Each report is complete, so that the newest one of a node replaces all before it. Readers take a cheap
+//! [`Observations`] and join it with rows of the catalogue; nothing here is ever written there as it is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use stor_proto::satellite::{Disk, EngineStatus, PoolStatus, ReplicaStatus, Status};
+use stor_replication::ids::{ReplicaId, VolumeId};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// How often a satellite reports.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A node not heard for this long is offline: three heartbeats and some slack for a busy machine.
+pub const OFFLINE_AFTER: Duration = Duration::from_secs(4);
+
+/// The last report of one node.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// When, on this machine's clock.
+    pub at: Instant,
+    /// When, for people.
+    pub time: String,
+    /// Pools by name.
+    pub pools: BTreeMap<String, PoolStatus>,
+    /// Replicas.
+    pub replicas: HashMap<(VolumeId, ReplicaId), ReplicaStatus>,
+    /// Engines.
+    pub engines: HashMap<VolumeId, EngineStatus>,
+    /// Block devices.
+    pub disks: Vec<Disk>,
+}
+
+impl Heard {
+    /// Indexes a report. Entries without a valid volume id are dropped: nothing of ours has such a name.
+    pub fn new(status: Status, at: Instant, time: String) -> Self {
+        let id = |text: &str| Uuid::from_str(text).ok().map(VolumeId);
+        Self {
+            at,
+            time,
+            pools: status
+                .pools
+                .into_iter()
+                .map(|pool| (pool.name.clone(), pool))
+                .collect(),
+            replicas: status
+                .replicas
+                .into_iter()
+                .filter_map(|replica| Some(((id(&replica.volume_id)?, ReplicaId(replica.replica)), replica)))
+                .collect(),
+            engines: status
+                .engines
+                .into_iter()
+                .filter_map(|engine| Some((id(&engine.volume_id)?, engine)))
+                .collect(),
+            disks: status.disks,
+        }
+    }
+}
+
+/// All reports at one moment.
+#[derive(Clone, Debug)]
+pub struct Observations {
+    nodes: BTreeMap<String, Arc<Heard>>,
+    now: Instant,
+}
+
+impl Observations {
+    /// From reports by node.
+    pub fn new(nodes: BTreeMap<String, Arc<Heard>>, now: Instant) -> Self {
+        Self { nodes, now }
+    }
+
+    /// The last report of a node, however old.
+    pub fn last(&self, node: &str) -> Option<&Heard> {
+        self.nodes.get(node).map(Arc::as_ref)
+    }
+
+    /// The report of a node that is online.
+    pub fn node(&self, node: &str) -> Option<&Heard> {
+        self.last(node)
+            .filter(|heard| self.now.saturating_duration_since(heard.at) < OFFLINE_AFTER)
+    }
+
+    /// Whether it was heard lately.
+    pub fn online(&self, node: &str) -> bool {
+        self.node(node).is_some()
+    }
+
+    /// What a node that is online reports of a replica.
+    pub fn replica(&self, node: &str, volume: VolumeId, replica: ReplicaId) -> Option<&ReplicaStatus> {
+        self.node(node)?.replicas.get(&(volume, replica))
+    }
+
+    /// What a node that is online reports of an engine, when it is the one of `epoch`.
+    pub fn engine(&self, node: &str, volume: VolumeId, epoch: u64) -> Option<&EngineStatus> {
+        self.node(node)?
+            .engines
+            .get(&volume)
+            .filter(|engine| engine.epoch == epoch)
+    }
+
+    /// Nodes heard so far.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &Heard)> {
+        self.nodes
+            .iter()
+            .map(|(name, heard)| (name.as_str(), heard.as_ref()))
+    }
+}
+
+/// The reports as they come in.
+#[derive(Debug)]
+pub struct Observed {
+    nodes: Mutex<BTreeMap<String, Arc<Heard>>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self {
+            nodes: Mutex::default(),
+            changes: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Observed {
+    /// Takes a report.
+    pub fn hear(&self, node: &str, heard: Heard) {
+        self.lock().insert(node.to_owned(), Arc::new(heard));
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// A node is heard of without a report (its first message): it is online with what it last told.
+    pub fn greet(&self, node: &str, at: Instant, time: String) {
+        let mut nodes = self.lock();
+        let heard = match nodes.get(node) {
+            Some(last) => Heard {
+                at,
+                time,
+                ..Heard::clone(last)
+            },
+            None => Heard::new(Status::default(), at, time),
+        };
+        nodes.insert(node.to_owned(), Arc::new(heard));
+        drop(nodes);
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Forgets everything: what was heard by an earlier leadership says nothing about now.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// Forgets a deleted node.
+    pub fn forget(&self, node: &str) {
+        self.lock().remove(node);
+    }
+
+    /// All there is now.
+    pub fn look(&self) -> Observations {
+        Observations::new(self.lock().clone(), Instant::now())
+    }
+
+    /// Moves with every report.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Heard>>> {
+        // A panic while it was held can't have left the map half changed.
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

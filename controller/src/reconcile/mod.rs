@@ -1,0 +1,107 @@
+//! The leader's loop that turns what satellites report into commands: replicas that are there or gone, nodes that
+//! came or went, engines whose node is lost, detached volumes that have something to heal.
+//!
+//! Decisions are pure functions over rows and observations ([`decide`], [`healing`]); each becomes a command
+//! with its own preconditions, so that a leader that does not know it was replaced does no harm. Nothing
+//! here is remembered that a new leader could not find out again.
+
+mod decide;
+mod healing;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use stor_raft::Leadership;
+use tokio::sync::watch;
+
+use crate::catalogue::Action;
+use crate::catalogue::load::{self, Which};
+use crate::cluster::{Cluster, Trouble};
+use crate::observed::OFFLINE_AFTER;
+use healing::Healing;
+
+/// Even when nothing moves, time does: nodes go offline by silence.
+const TICK: Duration = Duration::from_secs(1);
+/// Reports that arrive together are one pass. Short, because creating a volume waits for it.
+const GATHER: Duration = Duration::from_millis(2);
+/// A new leader takes nobody for lost before all had the time to dial it.
+const SETTLE: Duration = Duration::from_secs(6);
+/// Proposals of one pass; the rest comes with the next.
+const BATCH: usize = 256;
+
+/// Runs as long as the Raft node does; works while it leads.
+pub async fn run(cluster: Arc<Cluster>) {
+    let mut leadership = cluster.raft.leadership();
+    loop {
+        if leadership.wait_for(|view| view.is_self).await.is_err() {
+            return;
+        }
+        // What was heard in an earlier leadership says nothing about now.
+        cluster.observed.clear();
+        lead(&cluster, &mut leadership).await;
+    }
+}
+
+async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
+    let since = Instant::now();
+    let (mut applied, mut reports) = (cluster.raft.applied(), cluster.observed.changes());
+    let mut healing = Healing::default();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        applied.borrow_and_update();
+        reports.borrow_and_update();
+        let settled = since.elapsed() >= SETTLE.max(OFFLINE_AFTER);
+        match actions(cluster, settled, &mut healing).await {
+            Ok(actions) => propose(cluster, actions).await,
+            Err(error) => tracing::error!(error = %error, "looking for work failed"),
+        }
+        let ended = tokio::select! {
+            lost = leadership.wait_for(|view| !view.is_self) => { drop(lost); true }
+            changed = applied.changed() => changed.is_err(),
+            changed = reports.changed() => changed.is_err(),
+            _ = tick.tick() => false,
+        };
+        if ended {
+            return;
+        }
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// All there is to do now.
+async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Result<Vec<Action>, Trouble> {
+    let mut look = cluster.look_local().await?;
+    let moving = load::moving(look.rows()).await?;
+    let nodes = load::nodes(look.rows()).await?;
+    let detaching = load::volumes_which(look.rows(), Which::Detaching).await?;
+    let unhealed = load::volumes_which(look.rows(), Which::Unhealed).await?;
+    let being_healed = load::volumes_which(look.rows(), Which::Healing).await?;
+    let seen = look.seen;
+    let mut actions = decide::replicas(&moving, &seen);
+    actions.extend(decide::connections(&nodes, &seen, settled));
+    if settled {
+        actions.extend(decide::lost_owners(&detaching, &seen));
+    }
+    actions.extend(healing.decide(&unhealed, &being_healed, &seen, settled, Instant::now()));
+    actions.truncate(BATCH);
+    Ok(actions)
+}
+
+/// Proposes all at once, so that they share a round of Raft.
+async fn propose(cluster: &Cluster, actions: Vec<Action>) {
+    let proposals = actions.into_iter().map(|action| async move {
+        let told = format!("{action:?}");
+        match cluster.propose(action).await {
+            Ok(Ok(_)) => {}
+            // The row moved on since it was read; the next pass sees it as it is.
+            Ok(Err(refused)) => tracing::debug!(action = told, %refused, "work is out of date"),
+            Err(Trouble::NotLeader) => {}
+            Err(trouble) => tracing::warn!(action = told, error = %trouble, "work has no outcome yet"),
+        }
+    });
+    join_all(proposals).await;
+}

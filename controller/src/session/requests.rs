@@ -1,0 +1,110 @@
+//! Requests of satellites: changes of a volume's view, and linearizable reads of it.
+
+use stor_proto::satellite::{self as proto, answer, request};
+use stor_replication::catalogue::VolumeRow;
+use stor_replication::ids::VolumeId;
+
+use super::desired;
+use super::wire::{self, Malformed};
+use crate::catalogue::{Action, Outcome, Refused, load};
+use crate::cluster::{Cluster, Trouble};
+
+/// Answers a request. `None`: its outcome is not known yet, and the satellite asks again.
+pub(super) async fn answer(cluster: &Cluster, node: &str, request: proto::Request) -> Option<proto::Answer> {
+    let answered = match &request.kind {
+        Some(request::Kind::Change(change)) => change_view(cluster, node, change).await,
+        Some(request::Kind::Read(read)) => read_volume(cluster, read).await,
+        None => Err(Malformed::Empty.into()),
+    };
+    let kind = match answered {
+        Ok(kind) => kind,
+        Err(Failed::Malformed(malformed)) => refused("malformed", malformed.to_string(), None),
+        Err(Failed::Trouble(Trouble::NotLeader)) => {
+            refused("not-leader", Trouble::NotLeader.to_string(), None)
+        }
+        Err(Failed::Trouble(trouble)) => {
+            tracing::warn!(node, error = %trouble, "a satellite's request has no outcome yet");
+            return None;
+        }
+    };
+    Some(proto::Answer {
+        id: request.id,
+        kind: Some(kind),
+    })
+}
+
+enum Failed {
+    Malformed(Malformed),
+    Trouble(Trouble),
+}
+
+impl From<Malformed> for Failed {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl From<Trouble> for Failed {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Trouble(Trouble::Database(error))
+    }
+}
+
+fn refused(code: &str, message: String, volume: Option<proto::Volume>) -> answer::Kind {
+    answer::Kind::Refused(proto::Refused {
+        code: code.into(),
+        message,
+        volume,
+    })
+}
+
+async fn change_view(cluster: &Cluster, node: &str, ask: &proto::ChangeView) -> Result<answer::Kind, Failed> {
+    let (volume, change) = wire::change(ask, node)?;
+    let action = Action::ChangeView {
+        volume,
+        change,
+        caller: node.to_owned(),
+    };
+    match cluster.propose(action).await? {
+        Ok(Outcome::Row(row)) => Ok(answer::Kind::Volume(with_addresses(cluster, *row).await?)),
+        // Every change of a view answers its row; the read shows it all the same.
+        Ok(_) => read_row(cluster, volume).await,
+        Err(Refused::View { refusal, row }) => {
+            let message = refusal.to_string();
+            let row = with_addresses(cluster, *row).await?;
+            Ok(refused(wire::refusal_code(&refusal), message, Some(row)))
+        }
+        Err(Refused::NoSuch { object }) => Ok(refused("not-found", format!("there is no {object}"), None)),
+        Err(other) => Ok(refused("refused", other.to_string(), None)),
+    }
+}
+
+async fn read_volume(cluster: &Cluster, read: &proto::ReadVolume) -> Result<answer::Kind, Failed> {
+    read_row(cluster, wire::volume_id(&read.volume_id)?).await
+}
+
+async fn read_row(cluster: &Cluster, id: VolumeId) -> Result<answer::Kind, Failed> {
+    let mut look = cluster.look().await?;
+    let addresses = desired::addresses(look.rows()).await?;
+    Ok(match load::volume(look.rows(), id).await? {
+        Some(volume) => answer::Kind::Volume(wire::volume(&volume.row, &volume.name, &addresses)),
+        None => refused("not-found", format!("there is no volume {id}"), None),
+    })
+}
+
+/// The row as it was decided, which may not be the newest any more, with name and addresses of now.
+async fn with_addresses(cluster: &Cluster, row: VolumeRow) -> Result<proto::Volume, Failed> {
+    let mut look = cluster.look_local().await?;
+    let addresses = desired::addresses(look.rows()).await?;
+    let name = load::volume(look.rows(), row.volume)
+        .await?
+        .map(|volume| volume.name)
+        .unwrap_or_default();
+    Ok(wire::volume(&row, &name, &addresses))
+}

@@ -1,0 +1,334 @@
+//! Health: every reason why something needs a look, with what to do, worst first.
+
+use std::collections::BTreeMap;
+
+use stor_api::objects::{
+    Check, Controller, ControllerRole, Health, NodeKind, NodeState, Pool, PoolState, ReplicaState, Severity,
+    Status, StatusNodes, StatusPool, VolumeState,
+};
+use stor_api::objects::{Node, Volume};
+use stor_api::size;
+
+use crate::catalogue::command::Purpose;
+use crate::catalogue::row;
+use crate::observed::Observations;
+
+/// Fill levels, in percent, from which a pool is reported; from the last on, nothing new is placed there.
+const FULL: [u128; 3] = [80, 90, 95];
+
+/// All that goes into a status.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// Identity of the cluster.
+    pub cluster_id: String,
+    /// Controllers.
+    pub controllers: Vec<Controller>,
+    /// Nodes.
+    pub nodes: &'a [Node],
+    /// Pools on nodes.
+    pub pools: &'a [Pool],
+    /// Volumes as they are stored.
+    pub rows: &'a [row::Volume],
+    /// The same as they are shown.
+    pub volumes: &'a [Volume],
+    /// What satellites report.
+    pub seen: &'a Observations,
+}
+
+/// The cluster on one screen.
+pub fn status(facts: Facts<'_>) -> Status {
+    let mut checks = controllers(&facts.controllers);
+    checks.extend(nodes(facts.nodes));
+    checks.extend(pools(facts.pools));
+    checks.extend(volumes(facts.volumes));
+    checks.extend(behind(facts.rows, facts.seen));
+    checks.sort_by(|a, b| {
+        b.severity
+            .cmp(&a.severity)
+            .then_with(|| (&a.code, &a.objects).cmp(&(&b.code, &b.objects)))
+    });
+    let health = checks
+        .iter()
+        .map(|check| check.severity)
+        .max()
+        .map_or(Health::Ok, |worst| match worst {
+            Severity::Info => Health::Ok,
+            Severity::Warning => Health::Warn,
+            Severity::Error => Health::Err,
+        });
+    Status {
+        cluster_id: facts.cluster_id,
+        version: env!("CARGO_PKG_VERSION").into(),
+        health,
+        checks,
+        controllers: facts.controllers,
+        nodes: count_nodes(facts.nodes),
+        pools: sum_pools(facts.pools),
+        volumes: count_volumes(facts.volumes),
+        work: work(facts.rows, facts.volumes),
+    }
+}
+
+fn check(code: &str, severity: Severity, message: String, object: String, remedy: &str) -> Check {
+    Check {
+        code: code.into(),
+        severity,
+        message,
+        objects: vec![object],
+        remedy: remedy.into(),
+    }
+}
+
+fn controllers(controllers: &[Controller]) -> Vec<Check> {
+    let voters = controllers
+        .iter()
+        .filter(|c| c.role != ControllerRole::Learner)
+        .count();
+    let down = controllers.iter().filter(|c| !c.online).map(|c| {
+        check(
+            "CONTROLLER_DOWN",
+            Severity::Warning,
+            format!("controller {} is not reachable from the leader", c.name),
+            format!("controller/{}", c.name),
+            "start stor-controller on its host; if the host is gone for good: storctl controller remove NAME, \
+             then join another",
+        )
+    });
+    let even = (voters == 2).then(|| Check {
+        code: "CONTROLLERS_EVEN".into(),
+        severity: Severity::Warning,
+        message: "two controllers vote: when either fails, nothing can be changed".into(),
+        objects: Vec::new(),
+        remedy: "join a third controller".into(),
+    });
+    down.chain(even).collect()
+}
+
+fn nodes(nodes: &[Node]) -> Vec<Check> {
+    nodes
+        .iter()
+        .filter_map(|node| match node.state {
+            NodeState::Online => None,
+            NodeState::New => Some(check(
+                "NODE_NEW",
+                Severity::Info,
+                format!("node {} was never seen", node.name),
+                format!("node/{}", node.name),
+                "start stor-satellite on it",
+            )),
+            NodeState::Offline => {
+                let since = node
+                    .last_seen
+                    .as_ref()
+                    .map_or_else(String::new, |t| format!(" (last seen {t})"));
+                Some(check(
+                    "NODE_OFFLINE",
+                    Severity::Warning,
+                    format!("node {} is not connected{since}", node.name),
+                    format!("node/{}", node.name),
+                    "start stor-satellite on the node and check that it reaches a controller",
+                ))
+            }
+        })
+        .collect()
+}
+
+fn pools(pools: &[Pool]) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for pool in pools {
+        let (name, object) = (
+            format!("{} on {}", pool.name, pool.node),
+            format!("pool/{}/{}", pool.name, pool.node),
+        );
+        match pool.state {
+            PoolState::Failed => checks.push(check(
+                "POOL_FAILED",
+                Severity::Error,
+                format!("pool {name} can't be used: {}", pool.error),
+                object,
+                "look at the pool's directory and disk on the node; replicas there are not served",
+            )),
+            PoolState::Ready if pool.capacity_bytes > 0 => {
+                let used = u128::from(pool.capacity_bytes.saturating_sub(pool.free_bytes)) * 100
+                    / u128::from(pool.capacity_bytes);
+                let Some(level) = FULL.iter().rev().find(|level| used >= **level) else {
+                    continue;
+                };
+                let severity = if *level >= 90 {
+                    Severity::Error
+                } else {
+                    Severity::Warning
+                };
+                checks.push(check(
+                    "POOL_FULL",
+                    severity,
+                    format!("pool {name} is {used} % full, {} are free", size::format(pool.free_bytes)),
+                    object,
+                    "add space or another node's pool, or delete volumes; at 95 % nothing new is placed there",
+                ));
+            }
+            PoolState::Ready | PoolState::Pending | PoolState::Offline => {}
+        }
+    }
+    checks
+}
+
+fn volumes(volumes: &[Volume]) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for volume in volumes {
+        let object = format!("volume/{}", volume.name);
+        let found = match volume.state {
+            VolumeState::Degraded => Some((
+                "VOLUME_DEGRADED",
+                Severity::Warning,
+                "has less than its full redundancy",
+                "bring the named nodes back; what they missed is copied by itself",
+            )),
+            VolumeState::Suspended => Some((
+                "VOLUME_SUSPENDED",
+                Severity::Error,
+                "answers no I/O and waits",
+                "bring the named nodes back; I/O goes on by itself",
+            )),
+            VolumeState::Failed => Some((
+                "VOLUME_FAILED",
+                Severity::Error,
+                "can't be served",
+                "bring back a node that holds an in-sync replica",
+            )),
+            VolumeState::Creating | VolumeState::Healthy | VolumeState::Deleting => None,
+        };
+        if let Some((code, severity, what, remedy)) = found {
+            let message = format!("volume {} {what}: {}", volume.name, volume.reason);
+            checks.push(check(code, severity, message, object, remedy));
+        }
+        for replica in volume
+            .replicas
+            .iter()
+            .filter(|replica| replica.state == ReplicaState::Failed)
+        {
+            checks.push(check(
+                "REPLICA_FAILED",
+                Severity::Error,
+                format!(
+                    "the replica of volume {} on {} can't be used: {}",
+                    volume.name, replica.node, replica.reason
+                ),
+                format!("replica/{}/{}", volume.name, replica.node),
+                "look at the pool on the node; the replica is not used until its node reports it as ready",
+            ));
+        }
+    }
+    checks
+}
+
+/// A replica that stored a newer view than the catalogue has: the catalogue lost entries, for instance by being
+/// restored from a backup. Whatever it says of in-sync sets may be wrong.
+fn behind(rows: &[row::Volume], seen: &Observations) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for row in rows {
+        let view = (row.row.view.epoch.0, row.row.view.config.0);
+        for (id, member) in &row.row.replicas {
+            let Some(report) = seen.replica(&member.node, row.row.volume, *id) else {
+                continue;
+            };
+            let stored = (report.stored_epoch, report.stored_config);
+            if stored > view {
+                checks.push(check(
+                    "CATALOGUE_BEHIND",
+                    Severity::Error,
+                    format!(
+                        "the replica of volume {} on {} is at view {}.{}, the catalogue at {}.{}",
+                        row.name, member.node, stored.0, stored.1, view.0, view.1
+                    ),
+                    format!("volume/{}", row.name),
+                    "do not attach the volume: the catalogue is older than the data; restore a newer backup of it",
+                ));
+            }
+        }
+    }
+    checks
+}
+
+fn count_nodes(nodes: &[Node]) -> StatusNodes {
+    let mut counts = StatusNodes::default();
+    for node in nodes {
+        let online = u64::from(node.state == NodeState::Online);
+        match node.kind {
+            NodeKind::Storage => {
+                counts.storage += 1;
+                counts.storage_online += online;
+            }
+            NodeKind::Diskless => {
+                counts.diskless += 1;
+                counts.diskless_online += online;
+            }
+        }
+    }
+    counts
+}
+
+fn sum_pools(pools: &[Pool]) -> Vec<StatusPool> {
+    let mut sums: BTreeMap<&str, StatusPool> = BTreeMap::new();
+    for pool in pools {
+        let sum = sums.entry(&pool.name).or_insert_with(|| StatusPool {
+            name: pool.name.clone(),
+            nodes: 0,
+            capacity_bytes: 0,
+            free_bytes: 0,
+        });
+        sum.nodes += 1;
+        sum.capacity_bytes = sum.capacity_bytes.saturating_add(pool.capacity_bytes);
+        sum.free_bytes = sum.free_bytes.saturating_add(pool.free_bytes);
+    }
+    sums.into_values().collect()
+}
+
+/// The state's word as it stands in JSON.
+fn count_volumes(volumes: &[Volume]) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for volume in volumes {
+        let word = match volume.state {
+            VolumeState::Creating => "creating",
+            VolumeState::Healthy => "healthy",
+            VolumeState::Degraded => "degraded",
+            VolumeState::Suspended => "suspended",
+            VolumeState::Failed => "failed",
+            VolumeState::Deleting => "deleting",
+        };
+        *counts.entry(word.to_owned()).or_insert(0) += 1;
+    }
+    counts
+}
+
+fn work(rows: &[row::Volume], volumes: &[Volume]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (row, volume) in rows.iter().zip(volumes) {
+        let healing = row
+            .attachment
+            .as_ref()
+            .is_some_and(|a| a.purpose == Purpose::Healing);
+        if let (true, Some(node)) = (healing, &row.row.owner) {
+            lines.push(format!(
+                "volume {}: node {node} brings its replicas up to date",
+                row.name
+            ));
+        }
+        for replica in &volume.replicas {
+            if let (Some(percent), Some(left)) = (replica.resync_percent, replica.resync_left_bytes) {
+                lines.push(format!(
+                    "volume {}: replica on {} {percent:.1} % in sync, {} left",
+                    row.name,
+                    replica.node,
+                    size::format(left)
+                ));
+            }
+        }
+        match volume.state {
+            VolumeState::Creating => lines.push(format!("volume {}: being created", row.name)),
+            VolumeState::Deleting => lines.push(format!("volume {}: being deleted", row.name)),
+            _ => {}
+        }
+    }
+    lines
+}

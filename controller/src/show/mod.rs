@@ -1,0 +1,10 @@
+//! The API's objects, made from the catalogue's rows and what satellites report. Pure: rows and
+//! observations in, objects out.
+
+mod health;
+mod node;
+mod volume;
+
+pub use health::{Facts, status};
+pub use node::{class, disks, event, node, pool};
+pub use volume::{attachment, replicas, user_attachment, volume, volume_health};

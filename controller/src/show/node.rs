@@ -1,0 +1,130 @@
+//! Nodes, disks, pools, classes and events.
+
+use stor_api::objects::{
+    Class, ClassSpec, Disk, Event, Node, NodeKind, NodeState, Pool, PoolState, Severity, Transport,
+};
+
+use crate::catalogue::{command, row};
+use crate::observed::Observations;
+
+/// A node.
+pub fn node(row: &row::Node, seen: &Observations) -> Node {
+    let state = if seen.online(&row.name) {
+        NodeState::Online
+    } else if row.version.is_none() {
+        NodeState::New
+    } else {
+        NodeState::Offline
+    };
+    Node {
+        name: row.name.clone(),
+        address: row.address.clone(),
+        kind: match row.kind {
+            command::NodeKind::Storage => NodeKind::Storage,
+            command::NodeKind::Diskless => NodeKind::Diskless,
+        },
+        state,
+        properties: row.properties.clone(),
+        data_address: row.data_address.clone(),
+        version: row.version.clone(),
+        transports: row
+            .transports
+            .iter()
+            .map(|probe| Transport {
+                name: probe.name.clone(),
+                available: probe.available,
+                remedy: probe.remedy.clone(),
+            })
+            .collect(),
+        last_seen: seen.last(&row.name).map(|heard| heard.time.clone()),
+        revision: row.revision,
+    }
+}
+
+/// A pool on one node.
+#[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52 thousandths")]
+pub fn pool(row: &row::Pool, seen: &Observations) -> Pool {
+    let heard = seen
+        .last(&row.wish.node)
+        .and_then(|heard| heard.pools.get(&row.wish.name));
+    let (state, error) = match heard {
+        _ if !seen.online(&row.wish.node) => (
+            PoolState::Offline,
+            format!("node {} is not connected", row.wish.node),
+        ),
+        None => (PoolState::Pending, String::new()),
+        Some(report) if report.error.is_empty() => (PoolState::Ready, String::new()),
+        Some(report) => (PoolState::Failed, report.error.clone()),
+    };
+    Pool {
+        name: row.wish.name.clone(),
+        node: row.wish.node.clone(),
+        kind: "file".into(),
+        dir: row.wish.dir.clone(),
+        tags: row.wish.tags.clone(),
+        state,
+        error,
+        capacity_bytes: heard.map_or(0, |report| report.capacity_bytes),
+        free_bytes: heard.map_or(0, |report| report.free_bytes),
+        promised_bytes: row.promised,
+        overprovision: row.wish.overprovision_milli as f64 / 1000.0,
+        snapshots: heard.map_or_else(String::new, |report| report.snapshots.clone()),
+        replicas: row.replicas,
+        revision: row.revision,
+    }
+}
+
+/// A class.
+pub fn class(row: &row::Class) -> Class {
+    let wish = &row.wish;
+    Class {
+        spec: ClassSpec {
+            name: wish.name.clone(),
+            replicas: wish.replicas,
+            pool: wish.pool.clone(),
+            tags: wish.tags.clone(),
+            transport: wish.transport.clone(),
+            spread: wish.spread.clone(),
+            together: wish.together.clone(),
+        },
+        volumes: row.volumes,
+        revision: row.revision,
+    }
+}
+
+/// The block devices nodes report, by node and path.
+pub fn disks(seen: &Observations, node: Option<&str>) -> Vec<Disk> {
+    let mut disks: Vec<Disk> = seen
+        .nodes()
+        .filter(|(name, _)| node.is_none_or(|wanted| wanted == *name) && seen.online(name))
+        .flat_map(|(name, heard)| {
+            heard.disks.iter().map(move |disk| Disk {
+                node: name.to_owned(),
+                path: disk.path.clone(),
+                size_bytes: disk.size_bytes,
+                model: disk.model.clone(),
+                serial: disk.serial.clone(),
+                rotational: disk.rotational,
+                in_use: disk.in_use.clone(),
+            })
+        })
+        .collect();
+    disks.sort_by(|a, b| (&a.node, &a.path).cmp(&(&b.node, &b.path)));
+    disks
+}
+
+/// An event.
+pub fn event(row: &row::Event) -> Event {
+    Event {
+        seq: row.seq,
+        time: row.time.clone(),
+        severity: match row.severity.as_str() {
+            "info" => Severity::Info,
+            "warning" => Severity::Warning,
+            _ => Severity::Error,
+        },
+        kind: row.kind.clone(),
+        object: row.object.clone(),
+        message: row.message.clone(),
+    }
+}

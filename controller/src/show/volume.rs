@@ -1,0 +1,249 @@
+//! Volumes, their replicas and attachments.
+
+use stor_api::objects::{Attachment, AttachmentState, Counters, Replica, ReplicaState, Volume, VolumeState};
+use stor_proto::satellite::{EngineState, EngineStatus, ReplicaState as Reported, ReplicaStatus};
+use stor_replication::catalogue::MemberState;
+use stor_replication::ids::ReplicaId;
+
+use crate::catalogue::command::Purpose;
+use crate::catalogue::row;
+use crate::observed::Observations;
+
+/// A volume with all that belongs to it.
+pub fn volume(row: &row::Volume, seen: &Observations) -> Volume {
+    let replicas = replicas(row, seen);
+    let (state, reason) = volume_health(row, &replicas, seen);
+    Volume {
+        name: row.name.clone(),
+        id: row.row.volume.to_string(),
+        size_bytes: row.row.size,
+        class: row.wish.class.clone(),
+        state,
+        reason,
+        epoch: row.row.view.epoch.0,
+        config: row.row.view.config.0,
+        min_in_sync: row.row.min_in_sync,
+        replicas,
+        attachments: user_attachment(row, seen).into_iter().collect(),
+        created: row.created.clone(),
+        revision: row.row.revision,
+    }
+}
+
+/// The engine of the present epoch, as its node reports it.
+fn engine<'a>(row: &row::Volume, seen: &'a Observations) -> Option<&'a EngineStatus> {
+    seen.engine(row.row.owner.as_deref()?, row.row.volume, row.row.view.epoch.0)
+}
+
+/// The replicas of a volume.
+pub fn replicas(row: &row::Volume, seen: &Observations) -> Vec<Replica> {
+    row.row
+        .replicas
+        .keys()
+        .filter_map(|id| replica(row, *id, seen))
+        .collect()
+}
+
+fn replica(row: &row::Volume, id: ReplicaId, seen: &Observations) -> Option<Replica> {
+    let (member, place) = (row.row.replicas.get(&id)?, row.places.get(&id)?);
+    let in_sync = member.state == MemberState::InSync;
+    let report = seen.replica(&member.node, row.row.volume, id);
+    let progress = engine(row, seen).and_then(|engine| engine.syncing.iter().find(|p| p.replica == id.0));
+    let (state, reason) = if place.phase == row::ReplicaPhase::Deleting {
+        (ReplicaState::Deleting, String::new())
+    } else if !seen.online(&member.node) {
+        (
+            ReplicaState::Offline,
+            format!("node {} is not connected", member.node),
+        )
+    } else if let Some(error) = report.and_then(failure) {
+        (ReplicaState::Failed, error)
+    } else if place.phase == row::ReplicaPhase::Creating {
+        (ReplicaState::Creating, String::new())
+    } else {
+        match member.state {
+            MemberState::InSync => (ReplicaState::InSync, String::new()),
+            MemberState::Stale { reason, .. } if progress.is_some() => {
+                (ReplicaState::Syncing, reason.to_string())
+            }
+            MemberState::Stale { reason, .. } => (ReplicaState::Stale, reason.to_string()),
+        }
+    };
+    let syncing = progress.filter(|_| state == ReplicaState::Syncing);
+    Some(Replica {
+        volume: row.name.clone(),
+        id: id.0,
+        node: member.node.clone(),
+        pool: place.pool.clone(),
+        state,
+        in_sync,
+        reason,
+        allocated_bytes: seen
+            .last(&member.node)
+            .and_then(|heard| heard.replicas.get(&(row.row.volume, id)))
+            .map_or(0, |report| report.allocated_bytes),
+        resync_percent: syncing.map(|p| percent(p.done_bytes, p.total_bytes)),
+        resync_left_bytes: syncing.map(|p| p.total_bytes.saturating_sub(p.done_bytes)),
+    })
+}
+
+/// One decimal, as people read it.
+#[expect(clippy::cast_precision_loss, reason = "at most 1000 tenths")]
+fn percent(done: u64, total: u64) -> f64 {
+    if total == 0 {
+        return 100.0;
+    }
+    let tenths = u128::from(done.min(total)) * 1000 / u128::from(total);
+    tenths as f64 / 10.0
+}
+
+/// Why a replica can't be used, when its node says so.
+fn failure(report: &ReplicaStatus) -> Option<String> {
+    match report.state() {
+        Reported::Failed if report.error.is_empty() => Some("its node reports a failure".into()),
+        Reported::Failed => Some(report.error.clone()),
+        Reported::Missing => Some("its files are missing".into()),
+        Reported::Unspecified | Reported::Ready | Reported::Deleted => None,
+    }
+}
+
+/// State of a volume and why it is not healthy.
+pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observations) -> (VolumeState, String) {
+    let waiting = |state: ReplicaState| -> String {
+        let nodes: Vec<String> = replicas
+            .iter()
+            .filter(|replica| replica.state != state)
+            .map(|replica| match replica.reason.as_str() {
+                "" => format!("replica on {} is {}", replica.node, word(replica.state)),
+                reason => format!(
+                    "replica on {} is {} ({reason})",
+                    replica.node,
+                    word(replica.state)
+                ),
+            })
+            .collect();
+        nodes.join("; ")
+    };
+    match row.phase {
+        row::VolumePhase::Creating => {
+            let failed = replicas
+                .iter()
+                .find(|r| matches!(r.state, ReplicaState::Failed | ReplicaState::Offline));
+            let reason = failed.map_or_else(String::new, |r| {
+                format!("waits for node {}: {}", r.node, r.reason)
+            });
+            return (VolumeState::Creating, reason);
+        }
+        row::VolumePhase::Deleting => {
+            let nodes: Vec<&str> = replicas
+                .iter()
+                .filter(|r| !seen.online(&r.node))
+                .map(|r| r.node.as_str())
+                .collect();
+            let reason = if nodes.is_empty() {
+                String::new()
+            } else {
+                format!("waits for {}, not connected", nodes.join(", "))
+            };
+            return (VolumeState::Deleting, reason);
+        }
+        row::VolumePhase::Available => {}
+    }
+    if let Some(engine) = engine(row, seen) {
+        match engine.state() {
+            EngineState::Failed => return (VolumeState::Failed, engine.reason.clone()),
+            EngineState::Suspended => return (VolumeState::Suspended, engine.reason.clone()),
+            EngineState::Unspecified
+            | EngineState::Starting
+            | EngineState::Serving
+            | EngineState::Fenced
+            | EngineState::Stopping => {}
+        }
+    }
+    if !replicas
+        .iter()
+        .any(|replica| replica.state == ReplicaState::InSync)
+    {
+        let reason = format!(
+            "no replica with all writes can be reached: {}",
+            waiting(ReplicaState::InSync)
+        );
+        return (VolumeState::Failed, reason);
+    }
+    if replicas
+        .iter()
+        .all(|replica| replica.state == ReplicaState::InSync)
+    {
+        return (VolumeState::Healthy, String::new());
+    }
+    (VolumeState::Degraded, waiting(ReplicaState::InSync))
+}
+
+fn word(state: ReplicaState) -> &'static str {
+    match state {
+        ReplicaState::Creating => "being created",
+        ReplicaState::InSync => "in sync",
+        ReplicaState::Stale => "stale",
+        ReplicaState::Syncing => "syncing",
+        ReplicaState::Offline => "offline",
+        ReplicaState::Failed => "failed",
+        ReplicaState::Deleting => "being deleted",
+    }
+}
+
+/// The attachment as a user sees it: one that only heals is the cluster's own affair.
+pub fn user_attachment(row: &row::Volume, seen: &Observations) -> Option<Attachment> {
+    let is = row.attachment.as_ref().filter(|is| is.purpose == Purpose::User)?;
+    attachment(row, is, seen)
+}
+
+/// An attachment.
+pub fn attachment(row: &row::Volume, is: &row::Attachment, seen: &Observations) -> Option<Attachment> {
+    let node = row.row.owner.clone()?;
+    let engine = engine(row, seen);
+    let (state, reason) = if !seen.online(&node) {
+        (AttachmentState::Unknown, format!("node {node} is not connected"))
+    } else if is.detaching {
+        (
+            AttachmentState::Detaching,
+            engine.map_or_else(String::new, |e| e.reason.clone()),
+        )
+    } else {
+        engine.map_or((AttachmentState::Attaching, String::new()), |engine| {
+            let state = match engine.state() {
+                EngineState::Unspecified | EngineState::Starting => AttachmentState::Attaching,
+                EngineState::Serving => AttachmentState::Attached,
+                EngineState::Suspended => AttachmentState::Suspended,
+                EngineState::Fenced | EngineState::Failed => AttachmentState::Failed,
+                EngineState::Stopping => AttachmentState::Detaching,
+            };
+            (state, engine.reason.clone())
+        })
+    };
+    Some(Attachment {
+        volume: row.name.clone(),
+        node,
+        transport: is.transport.clone(),
+        read_only: is.read_only,
+        device: engine.map_or_else(String::new, |e| e.device.clone()),
+        nbd_uri: engine.map_or_else(String::new, |e| e.nbd_uri.clone()),
+        epoch: row.row.view.epoch.0,
+        state,
+        reason: if state == AttachmentState::Attached {
+            String::new()
+        } else {
+            reason
+        },
+        counters: engine
+            .and_then(|e| e.counters)
+            .map_or_else(Counters::default, |c| Counters {
+                reads: c.reads,
+                read_bytes: c.read_bytes,
+                writes: c.writes,
+                written_bytes: c.written_bytes,
+                flushes: c.flushes,
+                resynced_bytes: c.resynced_bytes,
+                repaired_bytes: c.repaired_bytes,
+            }),
+    })
+}
