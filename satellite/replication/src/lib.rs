@@ -9,6 +9,7 @@ pub mod bitmap;
 pub mod body;
 pub mod catalogue;
 pub mod disk;
+pub mod engine;
 pub mod ids;
 pub mod info;
 pub mod range;

@@ -1,0 +1,395 @@
+//! Copies between replicas, under an exclusive range lock (R12): to make members equal after a crash
+//! (R8), to write an unreadable block again, to bring a returning replica up to date.
+
+use std::ops::Range;
+
+use super::io::data_message;
+use super::locks::Holder;
+use super::peer::Purpose;
+use super::{Command, Engine, Phase};
+use crate::bitmap::Bitmap;
+use crate::body::Body;
+use crate::catalogue::EjectReason;
+use crate::ids::{IoId, ReplicaId};
+use crate::range::ByteRange;
+use crate::time::Time;
+use crate::wire::Kind;
+
+/// Blocks copied at once: 256 KiB. More would hold a writer up too long, less costs more round trips.
+pub(super) const COPY_BLOCKS: u64 = 4;
+/// Copies under way at once, of each purpose.
+pub(super) const COPIES: usize = 4;
+
+/// Why a copy is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reason {
+    /// Members may differ here.
+    Repair,
+    /// This member could not read it.
+    Mend(ReplicaId),
+    /// This replica missed it.
+    Sync(ReplicaId),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Locking,
+    Reading,
+    Writing,
+}
+
+/// One copy.
+#[derive(Debug)]
+pub(super) struct CopyJob {
+    pub(super) range: ByteRange,
+    pub(super) reason: Reason,
+    stage: Stage,
+    source: Option<ReplicaId>,
+    /// Bits of the replicas that must have it.
+    targets: u16,
+    acked: u16,
+    /// Bits of the replicas that could not read it.
+    failed: u16,
+}
+
+/// Whether a range has a block that may differ between members.
+pub(super) fn overlaps_unequal(unequal: &Bitmap, range: ByteRange) -> bool {
+    !unequal.is_clear() && unequal.any(range.blocks())
+}
+
+/// The run of set bits at `first`, at most [`COPY_BLOCKS`] long.
+pub(super) fn run_at(map: &Bitmap, first: u64) -> Range<u64> {
+    let end = (first..first + COPY_BLOCKS)
+        .find(|block| !map.get(*block))
+        .unwrap_or(first + COPY_BLOCKS);
+    first..end
+}
+
+impl<P: Clone> Engine<P> {
+    /// Begins a copy: it asks for the lock.
+    pub(super) fn begin_copy(
+        &mut self,
+        now: Time,
+        range: ByteRange,
+        reason: Reason,
+        out: &mut Vec<Command<P>>,
+    ) {
+        let id = self.next_copy;
+        self.next_copy += 1;
+        let job = CopyJob {
+            range,
+            reason,
+            stage: Stage::Locking,
+            source: None,
+            targets: 0,
+            acked: 0,
+            failed: 0,
+        };
+        self.copies.insert(id, job);
+        if self.locks.acquire(Holder::Copy(id), range, true) {
+            self.copy_locked(now, id, out);
+        }
+    }
+
+    /// Has its lock: reads from a source.
+    pub(super) fn copy_locked(&mut self, now: Time, id: u64, out: &mut Vec<Command<P>>) {
+        let Some(job) = self.copies.get(&id) else { return };
+        let (range, failed) = (job.range, job.failed);
+        let source = match job.reason {
+            Reason::Repair => self.repair_source(failed),
+            Reason::Mend(replica) => self.any_source(failed, Some(replica)),
+            Reason::Sync(_) => self.any_source(failed, None),
+        };
+        let hopeless = self.members().all(|(_, peer)| failed & peer.bit != 0);
+        let Some(job) = self.copies.get_mut(&id) else {
+            return;
+        };
+        job.stage = Stage::Reading;
+        job.source = source;
+        match source {
+            Some(source) => {
+                let message = data_message(Kind::Read, range, false, Body::None);
+                self.send(now, source, message, Purpose::Copy(id), out);
+            }
+            None if hopeless => self.copy_hopeless(now, id, out),
+            None => {}
+        }
+    }
+
+    /// A source is there again, or has to be chosen anew.
+    pub(super) fn restart_copy(&mut self, now: Time, id: u64, out: &mut Vec<Command<P>>) {
+        if self
+            .copies
+            .get(&id)
+            .is_some_and(|job| job.stage == Stage::Reading)
+        {
+            self.copy_locked(now, id, out);
+        }
+    }
+
+    /// The member that is right about unequal blocks. While it is only away, it is waited for; when it
+    /// left the set, another one takes its place: nothing unequal was ever shown (case 7).
+    //= docs/replication.md#R8
+    fn repair_source(&mut self, failed: u16) -> Option<ReplicaId> {
+        let usable = |engine: &Self, replica: ReplicaId| {
+            engine.is_member(replica)
+                && engine
+                    .peers
+                    .get(&replica)
+                    .is_some_and(|peer| failed & peer.bit == 0)
+        };
+        if !self.source.is_some_and(|source| usable(self, source)) {
+            let kept = |peer: &super::Peer<P>| peer.info.as_ref().is_some_and(|info| info.cache_kept);
+            self.source = self
+                .members()
+                .filter(|(_, peer)| failed & peer.bit == 0)
+                .max_by_key(|(_, peer)| kept(peer))
+                .map(|(replica, _)| replica);
+        }
+        self.source
+            .filter(|source| self.peers.get(source).is_some_and(super::Peer::is_open))
+    }
+
+    fn any_source(&self, failed: u16, not: Option<ReplicaId>) -> Option<ReplicaId> {
+        self.members()
+            .filter(|(replica, peer)| peer.is_open() && failed & peer.bit == 0 && Some(*replica) != not)
+            .min_by_key(|(_, peer)| peer.sent.len())
+            .map(|(replica, _)| replica)
+    }
+
+    /// The source answered, or a target did.
+    pub(super) fn copy_answered(
+        &mut self,
+        now: Time,
+        replica: ReplicaId,
+        id: u64,
+        body: Body<P>,
+        out: &mut Vec<Command<P>>,
+    ) {
+        let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
+        let Some(job) = self.copies.get_mut(&id) else {
+            return;
+        };
+        match (job.stage, body) {
+            (Stage::Reading, Body::Data(data)) if job.source == Some(replica) => {
+                self.write_copy(now, id, data, out);
+            }
+            (Stage::Writing, _) => {
+                job.acked |= bit;
+                self.end_copy_when_done(now, id, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn write_copy(&mut self, now: Time, id: u64, data: P, out: &mut Vec<Command<P>>) {
+        let Some(job) = self.copies.get(&id) else { return };
+        let (range, reason, source) = (job.range, job.reason, job.source);
+        let targets: Vec<(ReplicaId, u16)> = self
+            .peers
+            .iter()
+            .filter(|(replica, _)| match reason {
+                Reason::Repair => self.is_member(**replica) && Some(**replica) != source,
+                Reason::Mend(target) | Reason::Sync(target) => **replica == target,
+            })
+            .map(|(replica, peer)| (*replica, peer.bit))
+            .collect();
+        if let Some(job) = self.copies.get_mut(&id) {
+            job.stage = Stage::Writing;
+            job.targets = targets.iter().fold(0, |mask, (_, bit)| mask | bit);
+        }
+        if !matches!(reason, Reason::Sync(_)) {
+            self.tracker.begin(now, range);
+        }
+        for (replica, _) in targets {
+            let message = data_message(Kind::Write, range, false, Body::Data(data.clone()));
+            self.send(now, replica, message, Purpose::Copy(id), out);
+        }
+        self.end_copy_when_done(now, id, out);
+    }
+
+    fn end_copy_when_done(&mut self, now: Time, id: u64, out: &mut Vec<Command<P>>) {
+        let done = self
+            .copies
+            .get(&id)
+            .is_some_and(|job| job.stage == Stage::Writing && job.acked & job.targets == job.targets);
+        if !done {
+            return;
+        }
+        let Some(job) = self.copies.remove(&id) else {
+            return;
+        };
+        if !matches!(job.reason, Reason::Sync(_)) {
+            self.tracker.end(now, job.range);
+        }
+        match job.reason {
+            Reason::Repair => {
+                self.counters.repaired_bytes += job.range.len;
+                self.unequal.clear_range(job.range.blocks());
+                job.range.blocks().for_each(|block| {
+                    self.urgent.remove(&block);
+                });
+            }
+            Reason::Mend(_) => self.counters.repaired_bytes += job.range.len,
+            Reason::Sync(replica) => self.sync_copied(now, replica, job.range, out),
+        }
+        self.unlock(now, Holder::Copy(id), out);
+        if job.reason == Reason::Repair {
+            self.requeue_unrepaired(now, out);
+        }
+        self.stirred = true;
+    }
+
+    /// Reads that waited for a repair try again.
+    pub(super) fn requeue_unrepaired(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        let waiting: Vec<IoId> = self.unrepaired.drain(..).collect();
+        for io in waiting {
+            self.begin(now, io, out);
+        }
+    }
+
+    /// A source could not read: another is tried, and what it had to say is written over the bad block.
+    pub(super) fn copy_read_failed(
+        &mut self,
+        now: Time,
+        replica: ReplicaId,
+        id: u64,
+        out: &mut Vec<Command<P>>,
+    ) {
+        let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
+        if let Some(job) = self.copies.get_mut(&id) {
+            job.failed |= bit;
+            self.restart_copy(now, id, out);
+        }
+    }
+
+    /// No member can read the block. A returning replica can't be completed; unequal blocks stay unequal
+    /// and the reads that want them fail.
+    fn copy_hopeless(&mut self, now: Time, id: u64, out: &mut Vec<Command<P>>) {
+        let Some(job) = self.copies.remove(&id) else {
+            return;
+        };
+        self.unlock(now, Holder::Copy(id), out);
+        match job.reason {
+            Reason::Sync(replica) => self.abort_sync(now, replica, out),
+            Reason::Mend(replica) => self.give_up_on(now, replica, EjectReason::DiskFailed, out),
+            Reason::Repair => self.fail_unrepaired(now, job.range, out),
+        }
+    }
+
+    /// An unreadable range of a member is written again from another one, if there is one.
+    pub(super) fn mend(
+        &mut self,
+        now: Time,
+        replica: ReplicaId,
+        range: ByteRange,
+        out: &mut Vec<Command<P>>,
+    ) {
+        let reason = Reason::Mend(replica);
+        let known = self
+            .copies
+            .values()
+            .any(|job| job.reason == reason && job.range == range);
+        if !known && self.members().count() > 1 && self.copies.len() < 4 * COPIES {
+            self.begin_copy(now, range, reason, out);
+        }
+    }
+
+    /// Keeps the repair of unequal blocks going: first those somebody waits for.
+    pub(super) fn tend_copies(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        if self.phase != Phase::Active {
+            return;
+        }
+        self.drop_unequal_when_alone();
+        let stuck: Vec<u64> = self
+            .copies
+            .iter()
+            .filter(|(_, job)| job.stage == Stage::Reading && job.source.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in stuck {
+            self.copy_locked(now, id, out);
+        }
+        let mut running = self
+            .copies
+            .values()
+            .filter(|job| job.reason == Reason::Repair)
+            .count();
+        while running < COPIES {
+            let Some(first) = self.next_unequal() else { break };
+            let range = ByteRange::of_blocks(run_at(&self.unequal, first), self.row.size);
+            self.begin_copy(now, range, Reason::Repair, out);
+            running += 1;
+        }
+        if self.unequal.is_clear() && !self.unrepaired.is_empty() {
+            self.requeue_unrepaired(now, out);
+        }
+    }
+
+    /// The next block to repair that no copy has in hand.
+    fn next_unequal(&self) -> Option<u64> {
+        let free = |block: &u64| {
+            let at = ByteRange::new(block * crate::range::BLOCK, 1);
+            !self
+                .copies
+                .values()
+                .any(|job| job.reason == Reason::Repair && job.range.overlaps(at))
+        };
+        let urgent = self
+            .urgent
+            .iter()
+            .copied()
+            .filter(|block| self.unequal.get(*block))
+            .find(free);
+        urgent.or_else(|| self.unequal.iter().find(free))
+    }
+
+    /// Some copy still writes to a member.
+    pub(super) fn writes_copies(&self) -> bool {
+        self.copies
+            .values()
+            .any(|job| job.stage == Stage::Writing && !matches!(job.reason, Reason::Sync(_)))
+    }
+
+    /// A member left: copies need it no more, as target or source.
+    pub(super) fn copies_without(
+        &mut self,
+        now: Time,
+        replica: ReplicaId,
+        bit: u16,
+        out: &mut Vec<Command<P>>,
+    ) {
+        let mend = Reason::Mend(replica);
+        let ids: Vec<u64> = self.copies.keys().copied().collect();
+        for id in ids {
+            let Some(job) = self.copies.get_mut(&id) else {
+                continue;
+            };
+            job.targets &= !bit;
+            if job.reason == mend && job.stage != Stage::Writing {
+                self.copies.remove(&id);
+                self.unlock(now, Holder::Copy(id), out);
+            } else if job.stage == Stage::Reading && job.source == Some(replica) {
+                self.copy_locked(now, id, out);
+            } else {
+                self.end_copy_when_done(now, id, out);
+            }
+        }
+    }
+
+    /// Drops the copies made for a replica whose resync ended. Its connection is closed before, so that
+    /// none of them can arrive late.
+    pub(super) fn drop_copies_for(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
+        let reason = Reason::Sync(replica);
+        let ids: Vec<u64> = self
+            .copies
+            .iter()
+            .filter(|(_, job)| job.reason == reason)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.copies.remove(&id);
+            self.unlock(now, Holder::Copy(id), out);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The in-sync set: what the catalogue says of it, and what the engine asks the catalogue for.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::peer::{Message, Peer, Purpose};
+use super::{
+    Command, Engine, FailReason, IoError, Phase, Proposal, START_GRACE, STOP_DEADLINE, UNREACHABLE_AFTER,
+};
+use crate::body::Body;
+use crate::catalogue::{Change, EjectReason, MemberState, Refusal, VolumeRow};
+use crate::ids::{ConfigSeq, ReplicaId};
+use crate::info::Roster;
+use crate::time::Time;
+use crate::wire::{Kind, flags};
+
+/// After the catalogue refused a change for a lasting reason, it is not asked again before this.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
+impl<P: Clone> Engine<P> {
+    /// A peer for every replica of the row, and none besides.
+    pub(super) fn sync_peers(&mut self, now: Time) {
+        let row = &self.row;
+        self.peers.retain(|replica, _| row.replicas.contains_key(replica));
+        for replica in self.row.replicas.keys() {
+            if !self.peers.contains_key(replica) {
+                let taken = self.peers.values().fold(0, |mask, peer| mask | peer.bit);
+                let bit = (0..16).map(|n| 1 << n).find(|bit| taken & bit == 0).unwrap_or(0);
+                self.peers.insert(*replica, Peer::new(now, bit));
+            }
+        }
+        self.update_required();
+    }
+
+    /// Recomputes whose acknowledgement a write needs: R1 for the set, R3 for one about to join.
+    //= docs/replication.md#R3
+    pub(super) fn update_required(&mut self) {
+        let joining = self.joining();
+        self.required = self
+            .peers
+            .iter()
+            .filter(|(replica, _)| self.is_member(**replica) || Some(**replica) == joining)
+            .fold(0, |mask, (_, peer)| mask | peer.bit);
+    }
+
+    /// The replica whose acknowledgement counts though it is not in the set yet.
+    pub(super) fn joining(&self) -> Option<ReplicaId> {
+        let proposed = self.proposal.as_ref().and_then(|proposal| proposal.adding);
+        let joint = |peer: &Peer<P>| peer.sync.as_ref().is_some_and(super::resync::Sync::is_joint);
+        proposed.or_else(|| {
+            self.peers
+                .iter()
+                .find(|(_, peer)| joint(peer))
+                .map(|(replica, _)| *replica)
+        })
+    }
+
+    /// Tells a replica the view and who is in it.
+    pub(super) fn tell_view(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
+        let member = self.is_member(replica);
+        let roster = if member {
+            self.roster(None)
+        } else {
+            Roster::default()
+        };
+        let message = Message {
+            flags: if member { flags::MEMBER } else { 0 },
+            body: Body::Bytes(roster.encode()),
+            ..Message::plain(Kind::StoreView)
+        };
+        let purpose = if member {
+            Purpose::View(self.row.view.config)
+        } else {
+            Purpose::Ping
+        };
+        self.send(now, replica, message, purpose, out);
+    }
+
+    /// The in-sync set, with `joining` in it, and who is absent since when.
+    pub(super) fn roster(&self, joining: Option<ReplicaId>) -> Roster {
+        let mut roster = Roster::default();
+        for (replica, member) in &self.row.replicas {
+            match member.state {
+                MemberState::InSync => roster.in_sync.push(*replica),
+                MemberState::Stale { .. } if joining == Some(*replica) => roster.in_sync.push(*replica),
+                MemberState::Stale {
+                    since: Some(since), ..
+                } => roster.absent.push((*replica, since)),
+                MemberState::Stale { since: None, .. } => {}
+            }
+        }
+        roster
+    }
+
+    /// A member stored the view: acknowledgements may go out under it (R2).
+    //= docs/replication.md#R2
+    pub(super) fn view_stored(
+        &mut self,
+        now: Time,
+        replica: ReplicaId,
+        config: ConfigSeq,
+        out: &mut Vec<Command<P>>,
+    ) {
+        if self.gate && config == self.row.view.config && self.is_member(replica) {
+            self.gate = false;
+            self.try_ack_all(now, out);
+        }
+    }
+
+    /// Asks the catalogue to remove members that can't be reached or used.
+    //= docs/replication.md#R2
+    pub(super) fn remove_unreachable(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        if self.proposal.is_some() || self.refused_until.is_some_and(|until| now < until) {
+            return;
+        }
+        let grace = self.grace();
+        let reason = |peer: &Peer<P>| {
+            let away = peer.down_since().is_some_and(|since| now.since(since) >= grace);
+            peer.fault.or(away.then_some(EjectReason::Unreachable))
+        };
+        let gone: Vec<(ReplicaId, EjectReason)> = self
+            .members()
+            .filter_map(|(replica, peer)| Some((replica, reason(peer)?)))
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        let members = self.members().count();
+        //= docs/replication.md#R9
+        if gone.len() == members && gone.iter().all(|(_, reason)| *reason == EjectReason::CacheLost) {
+            return self.fail(FailReason::CacheLost, out);
+        }
+        //= docs/replication.md#R16
+        let left = members - gone.len();
+        let reachable = self
+            .members()
+            .any(|(id, peer)| peer.is_open() && gone.iter().all(|(gone, _)| *gone != id));
+        if left < self.row.least_in_sync() || !reachable {
+            return;
+        }
+        self.propose(
+            Change::Remove {
+                expect: self.row.view,
+                members: gone,
+            },
+            None,
+            out,
+        );
+    }
+
+    /// How long a member may be away before it is removed.
+    //= docs/replication.md#R5
+    fn grace(&self) -> Duration {
+        match self.phase {
+            Phase::Starting { .. } if !self.row.clean_before => START_GRACE,
+            _ => UNREACHABLE_AFTER,
+        }
+    }
+
+    pub(super) fn propose(&mut self, change: Change, adding: Option<ReplicaId>, out: &mut Vec<Command<P>>) {
+        let id = self.next_proposal;
+        self.next_proposal += 1;
+        self.proposal = Some(Proposal { id, adding });
+        self.update_required();
+        out.push(Command::Propose { proposal: id, change });
+    }
+
+    /// The catalogue has decided. Whatever it answered, its row is the truth.
+    pub(super) fn outcome(
+        &mut self,
+        now: Time,
+        id: u64,
+        row: VolumeRow,
+        refusal: Option<Refusal>,
+        out: &mut Vec<Command<P>>,
+    ) {
+        let Some(proposal) = self.proposal.take_if(|proposal| proposal.id == id) else {
+            return self.adopt(now, row, out);
+        };
+        if refusal.is_some() {
+            self.refused_until = Some(now + REFUSED_PAUSE);
+        }
+        self.adopt(now, row, out);
+        if let Some(replica) = proposal.adding
+            && !self.is_member(replica)
+        {
+            self.abort_sync(now, replica, out);
+            if let Some(peer) = self.peers.get_mut(&replica) {
+                peer.sent.clear();
+            }
+        }
+        self.update_required();
+        self.try_ack_all(now, out);
+        self.stirred = true;
+    }
+
+    /// Takes a later row of the catalogue over.
+    pub(super) fn adopt(&mut self, now: Time, row: VolumeRow, out: &mut Vec<Command<P>>) {
+        let ended = matches!(
+            self.phase,
+            Phase::Stopped { .. } | Phase::Fenced | Phase::Failed(_)
+        );
+        if ended || row.revision <= self.row.revision || row.view.epoch < self.epoch {
+            return;
+        }
+        if row.view.epoch > self.epoch || row.owner.is_none() {
+            return self.fence(out);
+        }
+        let before: BTreeSet<ReplicaId> = self.row.in_sync().collect();
+        let moved = row.view.config != self.row.view.config;
+        self.row = row;
+        self.sync_peers(now);
+        self.stirred = true;
+        if !moved {
+            return;
+        }
+        let after: BTreeSet<ReplicaId> = self.row.in_sync().collect();
+        self.gate |= before.difference(&after).next().is_some();
+        for replica in before.difference(&after) {
+            self.left(now, *replica, out);
+        }
+        for replica in after.difference(&before) {
+            self.joined(now, *replica);
+        }
+        let open: Vec<ReplicaId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.is_open())
+            .map(|(id, _)| *id)
+            .collect();
+        for replica in open {
+            if self.is_member(replica) || self.peers.get(&replica).is_some_and(|peer| peer.sync.is_some()) {
+                self.tell_view(now, replica, out);
+            }
+        }
+        self.update_required();
+        self.drop_unequal_when_alone();
+        self.requeue_unrepaired(now, out);
+        self.try_ack_all(now, out);
+        self.release_held(now, out);
+    }
+
+    /// A member was removed: it owes nothing any more and comes back as one that must catch up.
+    fn left(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
+        let bit = peer.bit;
+        peer.hold_back(now);
+        let reason = peer.fault.unwrap_or(EjectReason::Unreachable);
+        self.give_up_on(now, replica, reason, out);
+        if let Some(peer) = self.peers.get_mut(&replica) {
+            peer.sent.clear();
+        }
+        self.forget_acks(bit);
+        self.copies_without(now, replica, bit, out);
+    }
+
+    /// Why requests wait, if they do.
+    pub(super) fn suspension(&self, now: Time) -> Option<String> {
+        let away: Vec<String> = self
+            .members()
+            .filter(|(_, peer)| {
+                peer.fault.is_some()
+                    || peer
+                        .down_since()
+                        .is_some_and(|since| now.since(since) >= UNREACHABLE_AFTER)
+            })
+            .map(|(replica, peer)| {
+                let node = self
+                    .row
+                    .replicas
+                    .get(&replica)
+                    .map_or("?", |member| member.node.as_str());
+                let why = peer.fault.unwrap_or(EjectReason::Unreachable);
+                format!("replica {replica} on node {node} ({why})")
+            })
+            .collect();
+        if away.is_empty() {
+            return None;
+        }
+        let members = self.members().count();
+        let waits = if members - away.len() < self.row.least_in_sync() {
+            "it holds writes that no other replica may go on without"
+        } else {
+            "its removal from the in-sync set is being decided"
+        };
+        Some(format!("waits for {}: {waits}", away.join(" and ")))
+    }
+
+    /// Ends in order: no new requests, everything flushed, clean regions declared, leases given back.
+    pub(super) fn begin_stop(&mut self, now: Time) {
+        match self.phase {
+            Phase::Starting { .. } | Phase::Active => {
+                self.phase = match self.phase {
+                    // Nothing was written under this epoch: it ends as the last one did.
+                    Phase::Starting { .. } => Phase::Stopped {
+                        clean: self.row.clean_before,
+                    },
+                    _ => Phase::Stopping {
+                        since: now,
+                        flush: None,
+                    },
+                };
+                self.stirred = true;
+            }
+            Phase::Stopping { .. } | Phase::Stopped { .. } | Phase::Fenced | Phase::Failed(_) => {}
+        }
+    }
+
+    pub(super) fn tend_stop(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        let Phase::Stopping { since, flush } = self.phase else {
+            return;
+        };
+        if now.since(since) > STOP_DEADLINE {
+            self.end(Phase::Stopped { clean: false }, IoError::Fenced, out);
+            return;
+        }
+        match flush {
+            None if self.has_client_io() || self.writes_copies() => {}
+            None => {
+                let io = self.own_flush(now, out);
+                self.phase = Phase::Stopping {
+                    since,
+                    flush: Some(io),
+                };
+            }
+            Some(io) if self.is_pending(io) => {}
+            Some(_) => {
+                let clean = self.unequal.is_clear();
+                let members: Vec<ReplicaId> = self.members().map(|(replica, _)| replica).collect();
+                for replica in members {
+                    if clean {
+                        self.send(now, replica, Message::plain(Kind::Clean), Purpose::Ping, out);
+                    }
+                    self.send(now, replica, Message::plain(Kind::Close), Purpose::Ping, out);
+                }
+                self.phase = Phase::Stopped { clean };
+            }
+        }
+    }
+}
