@@ -13,6 +13,7 @@ use sqlx::{SqliteConnection, SqlitePool};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -360,6 +361,16 @@ impl<A: Application> Node<A> {
         listener: TcpListener,
         handler: Arc<dyn PeerHandler>,
     ) -> Result<(), ServeError> {
+        self.serve_with(listener, handler, Routes::default()).await
+    }
+
+    /// [`Node::serve_on`] with further gRPC services of the application on the same port.
+    pub async fn serve_with(
+        self,
+        listener: TcpListener,
+        handler: Arc<dyn PeerHandler>,
+        others: Routes,
+    ) -> Result<(), ServeError> {
         let stop = self.inner.stop.clone();
         let incoming = TcpIncoming::from(listener)
             .with_nodelay(Some(true))
@@ -367,7 +378,7 @@ impl<A: Application> Node<A> {
         let serving = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-            .add_service(PeerService::new(self, handler).into_server())
+            .add_routes(others.add_service(PeerService::new(self, handler).into_server()))
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let drained = async {
             stop.cancelled().await;
