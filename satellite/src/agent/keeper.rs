@@ -1,0 +1,153 @@
+//! One pool and the work in it. Blocks on the disk: it runs on threads made for that, one job at a time.
+
+use std::collections::BTreeMap;
+
+use stor_replication::ids::{CacheId, ReplicaId, VolumeId};
+use uuid::Uuid;
+
+use crate::pool::probe::Snapshots;
+use crate::pool::replica::{ReplicaFiles, finish_deletions};
+use crate::pool::{Opener, Pool, PoolError, PoolSpec, Usage};
+
+type Key = (VolumeId, ReplicaId);
+
+/// What to do with a replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// Make its directory, look at its size.
+    Prepare,
+    /// The same for a replica whose files are still to be made: not where nothing new should come.
+    Make,
+    /// Remove it.
+    Delete,
+}
+
+/// What was done with a replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Worked {
+    /// Bytes the file system gave to it.
+    pub allocated: u64,
+    /// It is gone.
+    pub deleted: bool,
+}
+
+/// A pool that could be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolReport {
+    /// Of its marker.
+    pub id: Uuid,
+    /// Of its volatile state.
+    pub cache: CacheId,
+    /// Space.
+    pub usage: Usage,
+    /// How snapshots are made.
+    pub snapshots: Snapshots,
+    /// Why nothing new should come into it; what is in it is served.
+    pub obstacle: Option<String>,
+    /// What was done, or why not.
+    pub replicas: BTreeMap<Key, Result<Worked, String>>,
+}
+
+/// Holds a pool open between jobs.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    pool: Option<Pool>,
+}
+
+impl Keeper {
+    /// Opens the pool where that is still to do, looks at it and does the work. The error is for people.
+    pub fn look(
+        &mut self,
+        spec: &PoolSpec,
+        boot: &str,
+        opener: &Opener,
+        work: &BTreeMap<Key, Work>,
+    ) -> Result<PoolReport, String> {
+        self.try_look(spec, boot, opener, work)
+            .map_err(|error| error.to_string())
+    }
+
+    fn try_look(
+        &mut self,
+        spec: &PoolSpec,
+        boot: &str,
+        opener: &Opener,
+        work: &BTreeMap<Key, Work>,
+    ) -> Result<PoolReport, PoolError> {
+        if self.pool.as_ref().is_some_and(|pool| pool.path() != spec.path) {
+            self.pool = None;
+        }
+        let pool = if let Some(pool) = self.pool.take() {
+            pool
+        } else {
+            let pool = Pool::open(spec, opener)?;
+            let finished = finish_deletions(pool.path())?;
+            tracing::info!(pool = %spec.name, path = %spec.path.display(), finished, "pool opened");
+            pool
+        };
+        let usage = pool.usage()?;
+        let obstacle = pool.obstacle(usage);
+        // A directory that is another one now must not get anything.
+        let elsewhere = matches!(
+            obstacle,
+            Some(PoolError::MarkerGone { .. } | PoolError::Exchanged { .. })
+        );
+        let obstacle = obstacle.map(|error| error.to_string());
+        let replicas = work
+            .iter()
+            .map(|(key, work)| {
+                let files = ReplicaFiles::of(pool.path(), key.0, key.1);
+                let done = match &obstacle {
+                    Some(reason) if elsewhere => Err(reason.clone()),
+                    Some(reason) if *work == Work::Make && !files.meta.exists() => Err(reason.clone()),
+                    _ => do_work(&files, *work),
+                };
+                (*key, done)
+            })
+            .collect();
+        let report = PoolReport {
+            id: pool.id(),
+            cache: pool.cache(boot),
+            usage,
+            snapshots: pool.snapshots(),
+            obstacle,
+            replicas,
+        };
+        self.pool = Some(pool);
+        Ok(report)
+    }
+
+    /// Gives the directory back.
+    pub fn retire(&mut self) {
+        let Some(pool) = self.pool.take() else {
+            return;
+        };
+        let path = pool.path().to_owned();
+        match pool.retire() {
+            Ok(true) => tracing::info!(path = %path.display(), "pool given up"),
+            Ok(false) => tracing::warn!(
+                path = %path.display(),
+                "the pool is no more desired but volumes are left in its directory; nothing was removed"
+            ),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the pool could not be given up in order");
+            }
+        }
+    }
+}
+
+fn do_work(files: &ReplicaFiles, work: Work) -> Result<Worked, String> {
+    let worked = match work {
+        Work::Prepare | Work::Make => files.prepare().and_then(|()| {
+            Ok(Worked {
+                allocated: files.allocated()?,
+                deleted: false,
+            })
+        }),
+        Work::Delete => files.delete().map(|()| Worked {
+            allocated: 0,
+            deleted: true,
+        }),
+    };
+    worked.map_err(|error| error.to_string())
+}

@@ -1,0 +1,265 @@
+//! The agent's main task: hands what is desired to those who make it so, collects what they see.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stor_proto::satellite as proto;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::desired::{Accepted, Store};
+use super::state_dir::Paths;
+use super::storage::{Done, Storage};
+use super::{AgentError, Ending};
+use crate::attach::{Volumes, process};
+use crate::pool::disk::{self, Disk};
+
+/// Between looks at the replica server while a replica is being opened, and otherwise: a volume is made
+/// and attached in a few hundred milliseconds, of which this must be a small part.
+const SERVER_LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+
+/// Between looks at the node's disks.
+const DISKS_LOOK: Duration = Duration::from_secs(30);
+
+/// Between statuses that differ only in progress and counters.
+const COUNTERS: Duration = Duration::from_secs(1);
+
+/// How long the replica server may take to close the replicas at the end.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// See the head of this file.
+#[derive(Debug)]
+pub(super) struct Node {
+    paths: Paths,
+    store: Store,
+    storage: Storage,
+    volumes: Volumes,
+    status: watch::Sender<Option<Arc<proto::Status>>>,
+    changed: Arc<Notify>,
+    disks: Vec<Disk>,
+    told: Instant,
+}
+
+enum Event {
+    Desired(Box<proto::Desired>),
+    Storage(Box<Done>),
+    Volumes,
+    Disks(Vec<Disk>),
+    Tick,
+    End(Ending),
+}
+
+impl Node {
+    pub(super) fn new(
+        paths: Paths,
+        store: Store,
+        storage: Storage,
+        volumes: Volumes,
+        status: watch::Sender<Option<Arc<proto::Status>>>,
+        changed: Arc<Notify>,
+    ) -> Self {
+        Self {
+            paths,
+            store,
+            storage,
+            volumes,
+            status,
+            changed,
+            disks: Vec::new(),
+            told: Instant::now(),
+        }
+    }
+
+    /// Runs until `ending` says how to end.
+    pub(super) async fn run(
+        mut self,
+        mut desired: mpsc::Receiver<proto::Desired>,
+        mut storage: mpsc::Receiver<Done>,
+        mut ending: watch::Receiver<Option<Ending>>,
+    ) -> Result<(), AgentError> {
+        let (disks, mut seen) = mpsc::channel(1);
+        let disks = tokio::spawn(watch_disks(disks));
+        let changed = Arc::clone(&self.changed);
+        let mut next_look = Instant::now();
+        self.make_it_so();
+        let ended = loop {
+            let event = tokio::select! {
+                // Biased: the end must not wait behind a storm of news.
+                biased;
+                ending = ended(&mut ending) => Event::End(ending),
+                Some(desired) = desired.recv() => Event::Desired(Box::new(desired)),
+                Some(done) = storage.recv() => Event::Storage(Box::new(done)),
+                Some(disks) = seen.recv() => Event::Disks(disks),
+                () = changed.notified() => Event::Volumes,
+                () = tokio::time::sleep_until(next_look) => Event::Tick,
+            };
+            match event {
+                Event::End(ending) => break self.end(ending).await,
+                event => self.apply(event)?,
+            }
+            let pause = if self.storage.is_pending() {
+                SERVER_LOOK.0
+            } else {
+                SERVER_LOOK.1
+            };
+            next_look = Instant::now() + pause;
+            self.tell();
+        };
+        disks.abort();
+        ended
+    }
+
+    fn apply(&mut self, event: Event) -> Result<(), AgentError> {
+        match event {
+            Event::Desired(desired) => self.accept(*desired)?,
+            Event::Storage(done) => self.storage.take(*done)?,
+            Event::Disks(disks) => self.disks = disks,
+            Event::Volumes | Event::End(_) => {}
+            Event::Tick => {
+                self.storage.tick();
+            }
+        }
+        self.storage.look_at_server()?;
+        if self.volumes.any_ended()
+            && let Some(desired) = self.store.desired()
+        {
+            self.volumes.set(desired);
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, desired: proto::Desired) -> Result<(), AgentError> {
+        let revision = desired.revision;
+        let paths = &self.paths;
+        let accepted: Result<Accepted, AgentError> = self.store.accept(desired, |accepted| {
+            for (volume, epoch) in &accepted.doubtful {
+                paths.make_engine(*volume)?;
+                if process::used_epoch(paths, *volume) < *epoch {
+                    process::record_epoch(paths, *volume, *epoch)?;
+                }
+            }
+            Ok(())
+        });
+        match accepted {
+            Ok(Accepted { behind: true, .. }) => tracing::warn!(
+                revision,
+                "the controllers' catalogue is older than what this node has seen (restored from a backup?); \
+                 nothing is stopped or deleted on its word"
+            ),
+            Ok(_) => tracing::debug!(revision, "desired state"),
+            // Said by a controller, not by us: the session goes on, and so does what was desired before.
+            Err(AgentError::Desired(super::desired::StoreError::Message(error))) => {
+                tracing::error!(revision, %error, "what the controller wants cannot be read; nothing was changed");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        self.make_it_so();
+        Ok(())
+    }
+
+    fn make_it_so(&mut self) {
+        if let Some(desired) = self.store.desired() {
+            self.storage.set(desired);
+            self.volumes.set(desired);
+        }
+    }
+
+    /// Tells the session what is seen: at once when something changed, at times when only numbers did.
+    fn tell(&mut self) {
+        let status = proto::Status {
+            desired_revision: self.store.desired().map_or(0, |desired| desired.revision),
+            pools: self.storage.pools(),
+            replicas: self.storage.replicas(),
+            engines: self.volumes.status(),
+            disks: self.disks.iter().map(disk_message).collect(),
+        };
+        let known = self.status.borrow().clone();
+        let news = known
+            .as_deref()
+            .is_none_or(|known| without_numbers(known) != without_numbers(&status));
+        let numbers = self.told.elapsed() >= COUNTERS && known.as_deref() != Some(&status);
+        if news || numbers {
+            self.told = Instant::now();
+            self.status.send_replace(Some(Arc::new(status)));
+        }
+    }
+
+    async fn end(&mut self, ending: Ending) -> Result<(), AgentError> {
+        tracing::info!(?ending, "satellite ends");
+        if ending == Ending::Halt {
+            self.volumes.halt().await;
+        }
+        self.storage.close();
+        let deadline = Instant::now() + CLOSE_DEADLINE;
+        while !self.storage.is_closed() {
+            if Instant::now() >= deadline {
+                tracing::warn!("some replicas are not closed in time; they are left as by a kill");
+                break;
+            }
+            tokio::time::sleep(SERVER_LOOK.0).await;
+        }
+        Ok(())
+    }
+}
+
+async fn ended(ending: &mut watch::Receiver<Option<Ending>>) -> Ending {
+    match ending.wait_for(Option::is_some).await {
+        Ok(ending) => ending.unwrap_or(Ending::Leave),
+        // Whoever could say is gone: what runs must not be touched.
+        Err(_) => Ending::Leave,
+    }
+}
+
+async fn watch_disks(disks: mpsc::Sender<Vec<Disk>>) {
+    let mut said = String::new();
+    let mut interval = tokio::time::interval(DISKS_LOOK);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        match disk::list().await {
+            Ok(found) => {
+                said.clear();
+                if disks.send(found).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if text != said {
+                    tracing::warn!(%error, "the node's disks cannot be listed");
+                    said = text;
+                }
+            }
+        }
+    }
+}
+
+fn disk_message(disk: &Disk) -> proto::Disk {
+    proto::Disk {
+        path: disk.path.clone(),
+        size_bytes: disk.size,
+        model: disk.model.clone(),
+        serial: disk.serial.clone(),
+        rotational: disk.rotational,
+        in_use: disk.in_use.clone().unwrap_or_default(),
+    }
+}
+
+/// The status less what changes all the time.
+fn without_numbers(status: &proto::Status) -> proto::Status {
+    let mut status = status.clone();
+    for pool in &mut status.pools {
+        pool.free_bytes = 0;
+    }
+    for replica in &mut status.replicas {
+        replica.allocated_bytes = 0;
+    }
+    for engine in &mut status.engines {
+        engine.counters = None;
+        for progress in &mut engine.syncing {
+            (progress.total_bytes, progress.done_bytes) = (0, 0);
+        }
+    }
+    status
+}

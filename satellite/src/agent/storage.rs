@@ -1,0 +1,459 @@
+//! The node's pools and the replicas in them, brought to what is desired.
+//!
+//! Each pool is looked after by one job at a time on a thread made for blocking: a disk that hangs holds
+//! up its own pool and nothing else. A job checks the pool, makes the directories of replicas and removes
+//! replicas; the replica server, told here what to serve, makes and opens the files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use stor_proto::satellite as proto;
+use stor_replication::ids::{ReplicaId, VolumeId};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::desired::{Desired, WantedReplica, Wish};
+use super::keeper::{Keeper, PoolReport, Work};
+use super::known::{Known, KnownChange, KnownError, KnownPool};
+use crate::pool::replica::ReplicaFiles;
+use crate::pool::{Opener, PoolSpec};
+use crate::replicas::{ReplicaReport, ReplicaSpec, ReplicaState, Server};
+
+/// Between looks at the fill of a pool.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// A job that takes longer is told as the pool's error.
+const SLOW: Duration = Duration::from_secs(15);
+
+type Key = (VolumeId, ReplicaId);
+
+/// What a job found and did.
+#[derive(Debug)]
+pub struct Done {
+    pool: String,
+    keeper: Keeper,
+    outcome: Outcome,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Looked(Result<PoolReport, String>),
+    /// The pool was given back.
+    Retired,
+}
+
+#[derive(Debug)]
+struct Slot {
+    spec: PoolSpec,
+    /// Absent while a job has it.
+    keeper: Option<Keeper>,
+    since: Instant,
+    /// Something changed while the job ran.
+    again: bool,
+    leaving: bool,
+    last: Option<Result<PoolReport, String>>,
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Storage {
+    node: String,
+    known: Known,
+    server: Option<Server>,
+    desired: Desired,
+    pools: BTreeMap<String, Slot>,
+    /// Replicas that were prepared, with what the server is told.
+    specs: BTreeMap<Key, ReplicaSpec>,
+    reports: Vec<ReplicaReport>,
+    deleted: BTreeSet<Key>,
+    done: mpsc::Sender<Done>,
+    boot: String,
+}
+
+impl Storage {
+    /// `done` carries what jobs found, to be given to [`Storage::take`].
+    pub fn new(
+        node: &str,
+        boot: &str,
+        known: Known,
+        server: Option<Server>,
+        done: mpsc::Sender<Done>,
+    ) -> Self {
+        Self {
+            node: node.to_owned(),
+            known,
+            server,
+            desired: Desired::default(),
+            pools: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            reports: Vec::new(),
+            deleted: BTreeSet::new(),
+            done,
+            boot: boot.to_owned(),
+        }
+    }
+
+    /// Begins to make it so.
+    pub fn set(&mut self, desired: &Desired) {
+        self.desired = desired.clone();
+        self.deleted.retain(|key| desired.replicas.contains_key(key));
+        self.specs
+            .retain(|key, _| matches!(desired.replicas.get(key), Some(one) if one.wish != Wish::Delete));
+        for (name, spec) in &desired.pools {
+            let slot = self
+                .pools
+                .entry(name.clone())
+                .or_insert_with(|| Slot::new(spec.clone()));
+            slot.leaving = false;
+            slot.spec = spec.clone();
+        }
+        for (name, slot) in &mut self.pools {
+            slot.leaving = !desired.pools.contains_key(name);
+        }
+        self.serve();
+        self.start_all();
+    }
+
+    fn start_all(&mut self) {
+        let names: Vec<_> = self.pools.keys().cloned().collect();
+        for name in names {
+            self.start(&name);
+        }
+    }
+
+    /// Starts the job of a pool, or notes that it has to run again.
+    fn start(&mut self, name: &str) {
+        let work = self.work(name);
+        let opener = Opener {
+            node: self.node.clone(),
+            known: None,
+            pools: self.desired.pools.keys().cloned().collect(),
+        };
+        let Some(slot) = self.pools.get_mut(name) else {
+            return;
+        };
+        let Some(mut keeper) = slot.keeper.take() else {
+            slot.again = true;
+            return;
+        };
+        slot.since = Instant::now();
+        slot.again = false;
+        let opener = Opener {
+            known: self.known.pool(name, &slot.spec.path),
+            ..opener
+        };
+        let (spec, pool, leaving) = (slot.spec.clone(), name.to_owned(), slot.leaving);
+        let (boot, done) = (self.boot.clone(), self.done.clone());
+        tokio::task::spawn_blocking(move || {
+            let outcome = if leaving {
+                keeper.retire();
+                Outcome::Retired
+            } else {
+                Outcome::Looked(keeper.look(&spec, &boot, &opener, &work))
+            };
+            // The agent ends when nobody listens.
+            drop(done.blocking_send(Done {
+                pool,
+                keeper,
+                outcome,
+            }));
+        });
+    }
+
+    fn work(&self, pool: &str) -> BTreeMap<Key, Work> {
+        let open: BTreeSet<_> = self
+            .reports
+            .iter()
+            .map(|report| (report.volume, report.replica))
+            .collect();
+        self.desired
+            .replicas
+            .iter()
+            .filter(|(_, replica)| replica.pool == pool)
+            .filter_map(|(key, replica)| match replica.wish {
+                Wish::Make { .. } if !self.known.was_made(key.0, key.1) => Some((*key, Work::Make)),
+                Wish::Serve | Wish::Make { .. } => Some((*key, Work::Prepare)),
+                // Not before the server has let go of the files.
+                Wish::Delete if open.contains(key) || self.deleted.contains(key) => None,
+                Wish::Delete => Some((*key, Work::Delete)),
+            })
+            .collect()
+    }
+
+    /// Takes what a job found.
+    pub fn take(&mut self, done: Done) -> Result<(), KnownError> {
+        let Some(slot) = self.pools.get_mut(&done.pool) else {
+            return Ok(());
+        };
+        slot.keeper = Some(done.keeper);
+        let again = std::mem::take(&mut slot.again);
+        let report = match done.outcome {
+            Outcome::Retired if slot.leaving => {
+                self.pools.remove(&done.pool);
+                return self.known.change([KnownChange::NoPool(done.pool)]);
+            }
+            // Wanted again meanwhile.
+            Outcome::Retired => {
+                self.start(&done.pool);
+                return Ok(());
+            }
+            Outcome::Looked(report) => report,
+        };
+        if let Err(error) = &report
+            && slot.last.as_ref().and_then(|last| last.as_ref().err()) != Some(error)
+        {
+            tracing::warn!(pool = %done.pool, reason = %error, "the pool cannot be used");
+        }
+        let path = slot.spec.path.clone();
+        slot.last = Some(report.clone());
+        let mut written = Ok(());
+        if let Ok(report) = report {
+            written = self.took(&done.pool, &path, &report);
+        }
+        if again {
+            self.start(&done.pool);
+        }
+        written
+    }
+
+    fn took(&mut self, pool: &str, path: &Path, report: &PoolReport) -> Result<(), KnownError> {
+        let mut changes = vec![KnownChange::Pool(
+            pool.to_owned(),
+            KnownPool {
+                path: path.to_owned(),
+                id: report.id,
+            },
+        )];
+        for (key, result) in &report.replicas {
+            let Some(wanted) = self.desired.replicas.get(key) else {
+                continue;
+            };
+            match (wanted.wish, result) {
+                (Wish::Delete, Ok(work)) if work.deleted => {
+                    tracing::info!(volume = %key.0, replica = %key.1, pool, "replica deleted");
+                    self.deleted.insert(*key);
+                    changes.push(KnownChange::Deleted(key.0, key.1));
+                }
+                (Wish::Serve | Wish::Make { .. }, Ok(work)) if !work.deleted => {
+                    let spec = self.spec(*key, wanted, path, report);
+                    self.specs.insert(*key, spec);
+                }
+                _ => {}
+            }
+        }
+        // Before the server is told: what is made in a pool is made in one on record.
+        let written = self.known.change(changes);
+        if written.is_ok() {
+            self.serve();
+        }
+        written
+    }
+
+    fn spec(&self, key: Key, wanted: &WantedReplica, pool: &Path, report: &PoolReport) -> ReplicaSpec {
+        let files = ReplicaFiles::of(pool, key.0, key.1);
+        let create = match wanted.wish {
+            Wish::Make { in_sync } if !self.known.was_made(key.0, key.1) => Some(in_sync),
+            _ => None,
+        };
+        ReplicaSpec {
+            volume: key.0,
+            replica: key.1,
+            data: files.data,
+            meta: files.meta,
+            size: wanted.size,
+            lineage: wanted.lineage,
+            create,
+            cache: report.cache,
+        }
+    }
+
+    fn serve(&self) {
+        if let Some(server) = &self.server {
+            server.set(self.specs.values().cloned().collect());
+        }
+    }
+
+    /// Asks the server how it stands. Returns whether anything changed.
+    pub fn look_at_server(&mut self) -> Result<bool, KnownError> {
+        let Some(server) = &self.server else {
+            return Ok(false);
+        };
+        let reports = server.report();
+        if reports == self.reports {
+            return Ok(false);
+        }
+        for report in &reports {
+            if let ReplicaState::Failed(reason) = &report.state
+                && !self.reports.contains(report)
+            {
+                tracing::error!(volume = %report.volume, replica = %report.replica, reason, "a replica failed");
+            }
+        }
+        self.reports = reports;
+        let ready = self
+            .reports
+            .iter()
+            .filter(|report| report.state == ReplicaState::Ready);
+        let made: Vec<_> = ready
+            .map(|report| KnownChange::Made(report.volume, report.replica))
+            .collect();
+        // Before the controllers hear of it and stop asking for the replica to be made.
+        self.known.change(made)?;
+        // Files may have been let go of, others grown.
+        self.start_all();
+        Ok(true)
+    }
+
+    /// Starts the regular looks at pools.
+    pub fn tick(&mut self) {
+        let now = Instant::now();
+        let due: Vec<_> = self
+            .pools
+            .iter()
+            .filter(|(_, slot)| slot.keeper.is_some() && now.duration_since(slot.since) >= LOOK)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            self.start(&name);
+        }
+    }
+
+    /// Whether something is under way that the server will report soon.
+    pub fn is_pending(&self) -> bool {
+        let reported = |key: &Key| {
+            self.reports.iter().any(|report| {
+                (report.volume, report.replica) == *key && report.state != ReplicaState::Opening
+            })
+        };
+        self.specs.keys().any(|key| !reported(key))
+            || self
+                .reports
+                .iter()
+                .any(|report| !self.specs.contains_key(&(report.volume, report.replica)))
+    }
+
+    /// Closes every replica.
+    pub fn close(&mut self) {
+        self.specs.clear();
+        self.serve();
+    }
+
+    /// Whether every replica is closed.
+    pub fn is_closed(&self) -> bool {
+        self.server
+            .as_ref()
+            .is_none_or(|server| server.report().is_empty())
+    }
+
+    /// What is told of the pools.
+    pub fn pools(&self) -> Vec<proto::PoolStatus> {
+        self.pools
+            .iter()
+            .filter(|(_, slot)| !slot.leaving)
+            .filter_map(|(name, slot)| {
+                let mut status = proto::PoolStatus {
+                    name: name.clone(),
+                    ..Default::default()
+                };
+                match &slot.last {
+                    Some(Ok(report)) => {
+                        status.error = report.obstacle.clone().unwrap_or_default();
+                        status.capacity_bytes = report.usage.capacity;
+                        status.free_bytes = report.usage.free;
+                        report.snapshots.name().clone_into(&mut status.snapshots);
+                    }
+                    Some(Err(error)) => status.error.clone_from(error),
+                    None => {}
+                }
+                if slot.keeper.is_none() && slot.since.elapsed() >= SLOW {
+                    let seconds = slot.since.elapsed().as_secs();
+                    status.error = format!(
+                        "{} gives no answer for {seconds} s: look for a hanging disk",
+                        slot.spec.path.display()
+                    );
+                }
+                // Not looked at yet: saying nothing is better than saying it has no space.
+                (slot.last.is_some() || !status.error.is_empty()).then_some(status)
+            })
+            .collect()
+    }
+
+    /// What is told of the replicas.
+    pub fn replicas(&self) -> Vec<proto::ReplicaStatus> {
+        let reports: BTreeMap<_, _> = self
+            .reports
+            .iter()
+            .map(|report| ((report.volume, report.replica), report))
+            .collect();
+        self.desired
+            .replicas
+            .iter()
+            .filter_map(|(key, wanted)| self.replica(*key, wanted, reports.get(key).copied()))
+            .collect()
+    }
+
+    fn replica(
+        &self,
+        key: Key,
+        wanted: &WantedReplica,
+        report: Option<&ReplicaReport>,
+    ) -> Option<proto::ReplicaStatus> {
+        use proto::ReplicaState as Told;
+        let mut status = proto::ReplicaStatus {
+            volume_id: key.0.to_string(),
+            replica: key.1.0,
+            ..Default::default()
+        };
+        if let Some(report) = report {
+            status.stored_epoch = report.stored.epoch.0;
+            status.stored_config = report.stored.config.0;
+        }
+        let looked = self.pools.get(&wanted.pool).and_then(|slot| slot.last.as_ref());
+        let work = looked.and_then(|looked| looked.as_ref().ok()?.replicas.get(&key)?.as_ref().ok());
+        status.allocated_bytes = work.map_or(0, |work| work.allocated);
+        let served = report.map(|report| &report.state);
+        let (state, error) = match (wanted.wish, served) {
+            (Wish::Delete, _) if self.deleted.contains(&key) => (Told::Deleted, String::new()),
+            (Wish::Serve | Wish::Make { .. }, Some(ReplicaState::Ready)) => (Told::Ready, String::new()),
+            (Wish::Serve | Wish::Make { .. }, Some(ReplicaState::Missing)) => (Told::Missing, String::new()),
+            (Wish::Serve | Wish::Make { .. }, Some(ReplicaState::Failed(reason))) => {
+                (Told::Failed, reason.clone())
+            }
+            // Under way, unless something is in the way.
+            (Wish::Delete, _) | (_, Some(ReplicaState::Opening) | None) => {
+                (Told::Failed, self.obstacle(key, wanted)?)
+            }
+        };
+        status.state = state.into();
+        status.error = error;
+        Some(status)
+    }
+
+    /// Why a replica is neither served nor deleted.
+    fn obstacle(&self, key: Key, wanted: &WantedReplica) -> Option<String> {
+        if self.server.is_none() {
+            return Some("this satellite serves no replicas: start it with --data-listen".to_owned());
+        }
+        let Some(slot) = self.pools.get(&wanted.pool).filter(|slot| !slot.leaving) else {
+            return Some(format!("this node has no pool {}", wanted.pool));
+        };
+        match slot.last.as_ref()? {
+            Err(error) => Some(error.clone()),
+            Ok(report) => report.replicas.get(&key)?.clone().err(),
+        }
+    }
+}
+
+impl Slot {
+    fn new(spec: PoolSpec) -> Self {
+        Self {
+            spec,
+            keeper: Some(Keeper::default()),
+            since: Instant::now(),
+            again: false,
+            leaving: false,
+            last: None,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What the task of a volume needs of the kernel: a FUSE mount, a loop device on the file in it, and the
+//! name `/dev/stor/<volume>`.
+//!
+//! Every call blocks, possibly for long (a loop device is detached only when what was written to it has
+//! been written), so that they run on threads made for that.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use stor_replication::ids::VolumeId;
+use thiserror::Error;
+
+/// Why a device could not be made or taken away.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// Somebody uses it; said who.
+    #[error("the device is in use: {0}")]
+    Busy(String),
+    /// The system refused.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// How much of a volume's device is there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// The FUSE mount.
+    Mount,
+    /// The mount and a loop device on it.
+    Loop(PathBuf),
+}
+
+/// The kernel's side of volumes.
+pub trait Devices: Send + Sync + std::fmt::Debug {
+    /// What is there of a volume; asks no engine.
+    fn find(&self, volume: VolumeId) -> Result<Found, DeviceError>;
+
+    /// Mounts the FUSE file system of a volume. The connection lives as long as the descriptor or a
+    /// copy of it.
+    fn mount(&self, volume: VolumeId) -> Result<OwnedFd, DeviceError>;
+
+    /// Puts a loop device on the volume's file and the name on the loop device. Returns the name. Doing
+    /// it again finds what is there.
+    fn attach(&self, volume: VolumeId, name: &str, read_only: bool) -> Result<PathBuf, DeviceError>;
+
+    /// Takes name, loop device and mount away. Without `force` a device that is used stays; with it the
+    /// engine is gone for good, and what is still open fails with I/O errors.
+    fn take_down(&self, volume: VolumeId, name: &str, force: bool) -> Result<(), DeviceError>;
+
+    /// Volumes of which something is there.
+    fn leftovers(&self) -> Result<Vec<VolumeId>, DeviceError>;
+}

@@ -1,0 +1,321 @@
+//! [`Devices`] of the running kernel.
+//!
+//! ```text
+//! STATE/fuse/<volume>/          FUSE mount; its connection is the engine's and the agent's
+//! STATE/fuse/<volume>/volume    the volume as a file
+//! /dev/loopN                    on that file, direct I/O, blocks of 4096 bytes
+//! DEVICE_DIR/<name>             symbolic link to /dev/loopN
+//! ```
+//!
+//! A link is replaced or removed only when it is surely ours: it points to a loop device on our file, or to
+//! one that is on no file at all.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use stor_device::fusemount::{self, MountOptions, Unmount, UnmountError};
+use stor_device::loopdev::{self, AttachOptions, DetachError, Detached, LoopDevice};
+use stor_replication::ids::VolumeId;
+use uuid::Uuid;
+
+use super::device::{DeviceError, Devices, Found};
+use crate::agent::state_dir::Paths;
+
+/// The file in the FUSE mount.
+const FILE: &str = "volume";
+
+/// The most users of a device that are named.
+const NAMED: usize = 4;
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct KernelDevices {
+    paths: Paths,
+    directory: PathBuf,
+}
+
+fn failed(doing: &str, path: &Path, error: impl std::fmt::Display) -> DeviceError {
+    DeviceError::Failed(format!("cannot {doing} {}: {error}", path.display()))
+}
+
+impl KernelDevices {
+    /// `directory`: where the names of devices go.
+    pub fn new(paths: Paths, directory: PathBuf) -> Self {
+        Self { paths, directory }
+    }
+
+    fn file(&self, volume: VolumeId) -> PathBuf {
+        self.paths.mount_point(volume).join(FILE)
+    }
+
+    fn loops(&self, volume: VolumeId) -> Result<Vec<LoopDevice>, DeviceError> {
+        let file = self.file(volume);
+        loopdev::find(&file).map_err(|error| failed("look for loop devices of", &file, error))
+    }
+
+    fn is_mounted(&self, volume: VolumeId) -> Result<bool, DeviceError> {
+        let at = self.paths.mount_point(volume);
+        fusemount::is_mounted(&at).map_err(|error| failed("look for the mount", &at, error))
+    }
+
+    fn link_path(&self, name: &str) -> Result<PathBuf, DeviceError> {
+        // A controller checks names; a path that leaves the directory must not come from one either.
+        if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
+            return Err(DeviceError::Failed(format!(
+                "{name:?} cannot be the name of a device"
+            )));
+        }
+        Ok(self.directory.join(name))
+    }
+
+    fn make_loop(&self, volume: VolumeId, read_only: bool) -> Result<LoopDevice, DeviceError> {
+        let file = self.file(volume);
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .open(&file)
+            .map_err(|error| failed("open", &file, error))?;
+        let options = AttachOptions {
+            read_only,
+            ..AttachOptions::default()
+        };
+        loopdev::attach(&opened, &file, options).map_err(|error| DeviceError::Failed(error.to_string()))
+    }
+
+    fn link(&self, volume: VolumeId, name: &str, device: &Path) -> Result<PathBuf, DeviceError> {
+        let link = self.link_path(name)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&self.directory)
+            .map_err(|error| failed("make", &self.directory, error))?;
+        match self.owner(volume, &link)? {
+            Owner::Nobody | Owner::Us => {}
+            Owner::Other(what) => {
+                return Err(DeviceError::Failed(format!(
+                    "{} is already there ({what}) and is not this volume's; move it away, or give this satellite \
+                     another --device-dir",
+                    link.display()
+                )));
+            }
+        }
+        let temporary = self.directory.join(format!(".{volume}"));
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &temporary, error));
+            }
+            _ => {}
+        }
+        symlink(device, &temporary)
+            .and_then(|()| fs::rename(&temporary, &link))
+            .map_err(|error| failed("make", &link, error))?;
+        Ok(link)
+    }
+
+    fn unlink(&self, volume: VolumeId, name: &str) -> Result<(), DeviceError> {
+        // An engine that never had a name has no link.
+        let Ok(link) = self.link_path(name) else {
+            return Ok(());
+        };
+        match self.owner(volume, &link)? {
+            Owner::Us => fs::remove_file(&link).map_err(|error| failed("remove", &link, error)),
+            Owner::Nobody | Owner::Other(_) => Ok(()),
+        }
+    }
+
+    /// Removes the links to devices that are no more, under whatever name: the volume's may not be known.
+    fn unlink_all(&self, devices: &[LoopDevice]) -> Result<(), DeviceError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed("list", &self.directory, error)),
+        };
+        for link in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let points_here =
+                fs::read_link(&link).is_ok_and(|target| devices.iter().any(|one| one.path == target));
+            if points_here {
+                fs::remove_file(&link).map_err(|error| failed("remove", &link, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn owner(&self, volume: VolumeId, link: &Path) -> Result<Owner, DeviceError> {
+        let target = match fs::read_link(link) {
+            Ok(target) => target,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Owner::Nobody),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                return Ok(Owner::Other("not a symbolic link".to_owned()));
+            }
+            Err(error) => return Err(failed("look at", link, error)),
+        };
+        let number = target
+            .to_str()
+            .and_then(|target| target.strip_prefix("/dev/loop")?.parse::<u32>().ok());
+        let Some(number) = number else {
+            return Ok(Owner::Other(format!("a link to {}", target.display())));
+        };
+        let ours = self.loops(volume)?.iter().any(|device| device.number == number);
+        let file = fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file"));
+        Ok(match file {
+            // A loop device that is on no file: what a crash left, whosever it was.
+            Err(_) => Owner::Us,
+            Ok(_) if ours => Owner::Us,
+            Ok(file) => Owner::Other(format!(
+                "a link to {}, which is on {}",
+                target.display(),
+                file.trim_end()
+            )),
+        })
+    }
+}
+
+enum Owner {
+    Nobody,
+    Us,
+    Other(String),
+}
+
+impl Devices for KernelDevices {
+    fn find(&self, volume: VolumeId) -> Result<Found, DeviceError> {
+        // A loop device may be left of a mount that is gone.
+        match self.loops(volume)?.into_iter().next() {
+            Some(device) => Ok(Found::Loop(device.path)),
+            None if self.is_mounted(volume)? => Ok(Found::Mount),
+            None => Ok(Found::Nothing),
+        }
+    }
+
+    fn mount(&self, volume: VolumeId) -> Result<OwnedFd, DeviceError> {
+        let at = self.paths.mount_point(volume);
+        match DirBuilder::new().mode(0o700).create(&at) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed("make", &at, error));
+            }
+            _ => {}
+        }
+        fusemount::mount(&at, MountOptions::default()).map_err(|error| DeviceError::Failed(error.to_string()))
+    }
+
+    fn attach(&self, volume: VolumeId, name: &str, read_only: bool) -> Result<PathBuf, DeviceError> {
+        // Before anything is made: a name that cannot be given would leave a device nobody finds.
+        self.link_path(name)?;
+        let there = self.loops(volume)?.into_iter().next();
+        let device = there.map_or_else(|| self.make_loop(volume, read_only), Ok)?;
+        if !device.direct_io {
+            tracing::warn!(%volume, device = %device.path.display(), "the loop device has no direct I/O: it will use more memory");
+        }
+        self.link(volume, name, &device.path)
+    }
+
+    fn take_down(&self, volume: VolumeId, name: &str, force: bool) -> Result<(), DeviceError> {
+        let devices = self.loops(volume)?;
+        for device in &devices {
+            match loopdev::detach(device.number) {
+                Ok(Detached::Now) => {}
+                // Its users have it open already and only get errors from now on.
+                Ok(Detached::WhenClosed) if force => {}
+                Ok(Detached::WhenClosed) | Err(DetachError::Busy { .. }) => {
+                    return Err(DeviceError::Busy(users(device)));
+                }
+                Err(error) => return Err(DeviceError::Failed(error.to_string())),
+            }
+        }
+        self.unlink(volume, name)?;
+        self.unlink_all(&devices)?;
+        let at = self.paths.mount_point(volume);
+        if self.is_mounted(volume)? {
+            let how = if force { Unmount::Abort } else { Unmount::Now };
+            match fusemount::unmount(&at, how) {
+                Ok(()) | Err(UnmountError::NotMounted { .. }) => {}
+                Err(UnmountError::Busy { .. }) => {
+                    return Err(DeviceError::Busy(format!("files in {} are open", at.display())));
+                }
+                Err(error) => return Err(DeviceError::Failed(error.to_string())),
+            }
+        }
+        match fs::remove_dir(&at) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &at, error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn leftovers(&self) -> Result<Vec<VolumeId>, DeviceError> {
+        let directory = self.paths.fuse();
+        // Only names are read: a look into a dead mount fails, one into a live mount waits for its engine.
+        let entries = fs::read_dir(&directory).map_err(|error| failed("list", &directory, error))?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        Ok(names
+            .filter_map(|name| Uuid::parse_str(&name).ok())
+            .map(VolumeId)
+            .collect())
+    }
+}
+
+/// Who uses a loop device, for people.
+fn users(device: &LoopDevice) -> String {
+    let mut users = mounts(device.number);
+    let holders = fs::read_dir(format!("/sys/block/loop{}/holders", device.number));
+    users.extend(holders.into_iter().flatten().filter_map(|entry| {
+        let name = entry.ok()?.file_name().into_string().ok()?;
+        Some(format!("/dev/{name} is on it"))
+    }));
+    if users.is_empty() {
+        users = processes(&device.path);
+    }
+    if users.is_empty() {
+        return format!(
+            "{} is open somewhere, perhaps in a container",
+            device.path.display()
+        );
+    }
+    let more = match users.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    users.truncate(NAMED);
+    format!("{}: {}{more}", device.path.display(), users.join(", "))
+}
+
+fn mounts(number: u32) -> Vec<String> {
+    let wanted = format!("7:{number}");
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let place = |line: &str| {
+        let mut fields = line.split(' ');
+        (fields.nth(2)? == wanted).then(|| format!("mounted on {}", fields.nth(1).unwrap_or("?")))
+    };
+    mountinfo.lines().filter_map(place).collect()
+}
+
+/// Processes that have the device open. What cannot be looked at is left out: this only says more.
+fn processes(device: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let is_process = process
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.parse::<u32>().is_ok());
+        if !is_process {
+            continue;
+        }
+        let files = fs::read_dir(process.path().join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        if files
+            .into_iter()
+            .any(|file| fs::read_link(file.path()).is_ok_and(|target| target == device))
+        {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push(format!(
+                "open in {} (pid {})",
+                name.trim(),
+                process.file_name().to_string_lossy()
+            ));
+        }
+    }
+    found
+}

@@ -1,0 +1,290 @@
+//! What to do next for one volume: a pure function of what is wanted and what is there.
+//!
+//! It is asked after every event, so that there is no state to be in: a crash of the agent at any instant
+//! is answered by looking at what is there and asking again.
+//!
+//! ```text
+//! serve:  new epoch if the present one was used → mount → spawn → (engine serves) → attach
+//! stop:   take the device down → stop the engine → give the right up → rest
+//! none:   stop the engine, at once → drop the FUSE connection → take the device down → forget
+//! halt:   take the device down → stop the engine → rest (the right is kept)
+//! ```
+
+use std::time::Duration;
+
+use stor_replication::catalogue::VolumeRow;
+use stor_replication::ids::Epoch;
+use tokio::time::Instant;
+
+use crate::agent::desired::TransportKind;
+
+/// For an engine that has no right any more: what it still holds is not acknowledged and never will be.
+pub const SHORT_GRACE: Duration = Duration::from_secs(2);
+
+/// For an engine that is to drain and flush. One that cannot (its replicas are away) is ended then: what
+/// it had acknowledged is on the replicas, what it had not is the writer's to repeat.
+pub const LONG_GRACE: Duration = Duration::from_mins(1);
+
+/// What should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Goal {
+    /// Not known yet: change nothing.
+    Unknown,
+    /// Run.
+    Serve {
+        /// How its device is reached.
+        transport: TransportKind,
+    },
+    /// End in order and give the right up.
+    Stop,
+    /// Nothing of it should be here.
+    Nothing,
+    /// The node stops: end in order, keep the right.
+    Halt,
+}
+
+/// The engine process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// There is none; the next one may be started at this time.
+    Absent {
+        /// Back-off.
+        not_before: Instant,
+    },
+    /// There is one.
+    Running {
+        /// What it was started for.
+        epoch: Epoch,
+        /// It has said that it serves.
+        serving: bool,
+        /// It was told to stop, then; or said that it ends.
+        stopping: Option<Instant>,
+        /// It said that it ends: nothing is left to wait for.
+        ended: bool,
+    },
+}
+
+/// The device, as far as the transport has one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Device {
+    /// Nothing is there.
+    None,
+    /// The FUSE mount.
+    Mounted,
+    /// The loop device, too.
+    Attached,
+}
+
+/// All the plan depends on.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// This node.
+    pub node: String,
+    /// What should be.
+    pub goal: Goal,
+    /// The catalogue's row, the latest seen.
+    pub row: Option<VolumeRow>,
+    /// Last epoch an engine was started under here.
+    pub used: Epoch,
+    /// The process.
+    pub engine: Engine,
+    /// The device.
+    pub device: Device,
+    /// The agent holds the FUSE connection.
+    pub connection: bool,
+    /// Nothing is done with the device before: back-off after an error.
+    pub device_not_before: Instant,
+    /// Something is being done with the device; not in between.
+    pub device_busy: bool,
+    /// A question of ours is open.
+    pub asking: bool,
+    /// Nothing is asked before: back-off after a refusal.
+    pub ask_not_before: Instant,
+    /// The engine of this epoch said that it ended clean.
+    pub clean: Option<Epoch>,
+    /// The right of this epoch was given up, or had been taken.
+    pub given_up: Option<Epoch>,
+}
+
+/// What to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Nothing, until something happens or the time has come.
+    Rest(Option<Instant>),
+    /// Ask for a new epoch.
+    AskRestart {
+        /// The one that was used.
+        expect: Epoch,
+    },
+    /// Give the right up.
+    AskDetach {
+        /// Of this epoch.
+        expect: Epoch,
+        /// Its engine said so.
+        clean: bool,
+    },
+    /// Mount FUSE.
+    Mount,
+    /// Start the engine.
+    Spawn {
+        /// Under this epoch.
+        epoch: Epoch,
+    },
+    /// Tell the engine to stop.
+    StopEngine,
+    /// End the engine.
+    Kill,
+    /// Put the loop device on.
+    Attach,
+    /// Close the FUSE connection: what waits in the kernel fails.
+    DropConnection,
+    /// Take the device away.
+    TakeDown {
+        /// Even when it is used.
+        force: bool,
+    },
+    /// Nothing is left: remove the traces.
+    Forget,
+}
+
+/// Decides.
+pub fn next(facts: &Facts, now: Instant) -> Step {
+    match facts.goal {
+        Goal::Unknown => Step::Rest(None),
+        Goal::Serve { transport } => serve(facts, transport, now),
+        Goal::Stop => stop(facts, now),
+        Goal::Nothing => clear(facts, now),
+        Goal::Halt => halt(facts, now),
+    }
+}
+
+fn serve(facts: &Facts, transport: TransportKind, now: Instant) -> Step {
+    let Some(row) = &facts.row else {
+        return Step::Rest(None);
+    };
+    let fuse = transport == TransportKind::Fuse;
+    match &facts.engine {
+        Engine::Running {
+            stopping: Some(_), ..
+        } => end(facts, SHORT_GRACE, now),
+        // Its right has ended: somebody gave the volume, and be it to this node, a later epoch.
+        Engine::Running { epoch, .. } if *epoch < row.view.epoch => end(facts, SHORT_GRACE, now),
+        // Its mount is gone. It has no way to a new one.
+        Engine::Running { .. } if fuse && facts.device == Device::None && !facts.device_busy => {
+            end(facts, SHORT_GRACE, now)
+        }
+        Engine::Running { serving: true, .. } if fuse && facts.device == Device::Mounted => {
+            with_device(facts, Step::Attach, now)
+        }
+        Engine::Running { .. } => Step::Rest(None),
+        Engine::Absent { not_before } => {
+            if row.owner.as_ref() != Some(&facts.node) {
+                return Step::Rest(None);
+            }
+            if row.view.epoch <= facts.used {
+                let expect = row.view.epoch;
+                return ask(facts, Step::AskRestart { expect }, now);
+            }
+            if fuse && !facts.connection {
+                // A mount without its connection is dead; nothing revives it.
+                let step = match facts.device {
+                    Device::None => Step::Mount,
+                    Device::Mounted | Device::Attached => Step::TakeDown { force: true },
+                };
+                return with_device(facts, step, now);
+            }
+            if now < *not_before {
+                return Step::Rest(Some(*not_before));
+            }
+            Step::Spawn {
+                epoch: row.view.epoch,
+            }
+        }
+    }
+}
+
+fn stop(facts: &Facts, now: Instant) -> Step {
+    if facts.device != Device::None {
+        return match (&facts.engine, facts.connection) {
+            // What was written to the device and has not left the kernel needs an engine to go to.
+            (Engine::Absent { .. }, true) => serve(facts, TransportKind::Fuse, now),
+            (Engine::Absent { .. }, false) => with_device(facts, Step::TakeDown { force: true }, now),
+            (Engine::Running { .. }, _) => with_device(facts, Step::TakeDown { force: false }, now),
+        };
+    }
+    if let Engine::Running { .. } = facts.engine {
+        return end(facts, LONG_GRACE, now);
+    }
+    let Some(row) = &facts.row else {
+        return Step::Rest(None);
+    };
+    let ours = row.owner.as_ref() == Some(&facts.node);
+    if !ours || facts.given_up == Some(row.view.epoch) {
+        return Step::Rest(None);
+    }
+    let expect = row.view.epoch;
+    let clean = facts.clean == Some(expect);
+    ask(facts, Step::AskDetach { expect, clean }, now)
+}
+
+fn clear(facts: &Facts, now: Instant) -> Step {
+    if let Engine::Running { .. } = facts.engine {
+        return end(facts, SHORT_GRACE, now);
+    }
+    if facts.connection {
+        return Step::DropConnection;
+    }
+    if facts.device != Device::None || facts.device_busy {
+        return with_device(facts, Step::TakeDown { force: true }, now);
+    }
+    Step::Forget
+}
+
+fn halt(facts: &Facts, now: Instant) -> Step {
+    if facts.device != Device::None && matches!(facts.engine, Engine::Running { .. }) {
+        return with_device(facts, Step::TakeDown { force: false }, now);
+    }
+    if let Engine::Running { .. } = facts.engine {
+        return end(facts, LONG_GRACE, now);
+    }
+    Step::Rest(None)
+}
+
+fn end(facts: &Facts, grace: Duration, now: Instant) -> Step {
+    match facts.engine {
+        Engine::Running { stopping: None, .. } => Step::StopEngine,
+        Engine::Running {
+            stopping: Some(since),
+            ended,
+            ..
+        } => {
+            let end = since + if ended { SHORT_GRACE } else { grace };
+            if now >= end {
+                Step::Kill
+            } else {
+                Step::Rest(Some(end))
+            }
+        }
+        Engine::Absent { .. } => Step::Rest(None),
+    }
+}
+
+fn with_device(facts: &Facts, step: Step, now: Instant) -> Step {
+    if facts.device_busy {
+        return Step::Rest(None);
+    }
+    if now < facts.device_not_before {
+        return Step::Rest(Some(facts.device_not_before));
+    }
+    step
+}
+
+fn ask(facts: &Facts, step: Step, now: Instant) -> Step {
+    if facts.asking {
+        return Step::Rest(None);
+    }
+    if now < facts.ask_not_before {
+        return Step::Rest(Some(facts.ask_not_before));
+    }
+    step
+}

@@ -1,0 +1,81 @@
+//! The device of a volume: one operation at a time, each on a thread made for blocking.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::device::{Devices, Found};
+use super::super::plan::Device;
+use super::{DEVICE_IS_SLOW, DeviceDone, VolumeTask};
+
+/// Between attempts on a device that is used or fails: people are told within a second of its release.
+const DEVICE_AGAIN: Duration = Duration::from_secs(1);
+
+impl VolumeTask {
+    /// Whether a device operation takes long.
+    pub(super) fn device_is_slow(&self) -> bool {
+        self.operation_since
+            .is_some_and(|since| since.elapsed() >= DEVICE_IS_SLOW)
+    }
+
+    pub(super) fn operate(
+        &mut self,
+        now: Instant,
+        work: impl FnOnce(&dyn Devices) -> DeviceDone + Send + 'static,
+    ) {
+        let devices = Arc::clone(&self.context.devices);
+        self.operation_since = Some(now);
+        self.operations.spawn_blocking(move || work(&*devices));
+    }
+
+    pub(super) fn device_done(&mut self, done: DeviceDone) {
+        self.operation_since = None;
+        let error = match done {
+            DeviceDone::Mounted(Ok(connection)) => {
+                self.connection = Some(Arc::new(connection));
+                self.device = Device::Mounted;
+                None
+            }
+            DeviceDone::Attached(Ok(path)) => {
+                tracing::info!(volume = %self.volume, device = %path.display(), "the device is there");
+                self.device_path = Some(path);
+                self.device = Device::Attached;
+                None
+            }
+            DeviceDone::Down(Ok(())) => {
+                tracing::info!(volume = %self.volume, "the device is taken down");
+                self.connection = None;
+                self.device_path = None;
+                self.device = Device::None;
+                None
+            }
+            DeviceDone::Mounted(Err(error)) | DeviceDone::Attached(Err(error)) => Some(error),
+            DeviceDone::Down(Err(error)) => {
+                // Half of it may be gone.
+                self.find_device();
+                Some(error)
+            }
+        };
+        let error = error.map_or_else(String::new, |error| error.to_string());
+        if error != self.device_error && !error.is_empty() {
+            tracing::warn!(volume = %self.volume, reason = %error, "the device has to wait");
+        }
+        if !error.is_empty() {
+            self.device_not_before = Instant::now() + DEVICE_AGAIN;
+        }
+        self.device_error = error;
+    }
+
+    pub(super) fn find_device(&mut self) {
+        match self.context.devices.find(self.volume) {
+            Ok(Found::Nothing) => self.device = Device::None,
+            Ok(Found::Loop(_)) if self.device_path.is_some() => self.device = Device::Attached,
+            // The name is put on a loop device once more by an attach, which finds the rest there.
+            Ok(Found::Mount | Found::Loop(_)) => self.device = Device::Mounted,
+            Err(error) => {
+                tracing::warn!(volume = %self.volume, %error, "cannot look for the volume's device");
+            }
+        }
+    }
+}

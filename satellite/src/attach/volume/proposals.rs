@@ -1,0 +1,110 @@
+//! Questions to the catalogue: those of the volume's task, and those it relays for the engine.
+
+use std::time::Duration;
+
+use stor_replication::catalogue::Change;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::engine::STRANGER;
+use super::{Purpose, VolumeTask, rank};
+use crate::agent::ask::{Question, Reply};
+use crate::agent::row::{self, Volume};
+use crate::control::ToEngine;
+
+/// Proposals of one engine that are open at once. It has one for the view, one for a read.
+const OPEN_PROPOSALS: usize = 32;
+
+/// Between questions that were refused for good: the desired state should change before.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+impl VolumeTask {
+    /// Takes a row from an answer, unless a later one is known.
+    pub(super) fn learn(&mut self, volume: &Volume) {
+        if self
+            .latest
+            .as_ref()
+            .is_none_or(|latest| rank(volume) > rank(latest))
+        {
+            self.take_row(volume.clone());
+        }
+    }
+
+    pub(super) fn relay(&mut self, id: u64, change: Option<Change>) {
+        if self.relayed.contains_key(&id) {
+            return;
+        }
+        if self.relayed.len() >= OPEN_PROPOSALS {
+            tracing::error!(volume = %self.volume, "the engine has too many open proposals");
+            self.lose_link(STRANGER);
+            return;
+        }
+        // The rights are the agent's and the controllers' business.
+        if let Some(Change::Attach { .. } | Change::Restart { .. } | Change::Detach { .. }) = change {
+            tracing::error!(volume = %self.volume, ?change, "the engine asks for what is not its business");
+            return;
+        }
+        let question = change.clone().map_or(Question::Read, Question::Change);
+        let handle = self.ask(Purpose::Engine { id, change }, question);
+        self.relayed.insert(id, handle);
+    }
+
+    pub(super) fn ask_ours(&mut self, change: Change) {
+        self.asking = true;
+        self.ask(Purpose::Ours(change.clone()), Question::Change(change));
+    }
+
+    pub(super) fn ask(&mut self, purpose: Purpose, question: Question) -> AbortHandle {
+        let (asker, volume) = (self.context.asker.clone(), self.volume);
+        self.questions.spawn(async move {
+            loop {
+                let reply = asker.ask(volume, question.clone()).await.ok()?;
+                match (&purpose, &reply) {
+                    // No outcome is ever made up, and this is none: the engine waits for one.
+                    (Purpose::Engine { .. }, Reply::Refused { volume: None, .. }) => {
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
+                    _ => return Some((purpose, reply)),
+                }
+            }
+        })
+    }
+
+    pub(super) fn answered(&mut self, purpose: Purpose, reply: Reply) {
+        let volume = match &reply {
+            Reply::Row(volume) => Some(volume.clone()),
+            Reply::Refused { volume, .. } => volume.clone(),
+        };
+        if let Some(volume) = &volume {
+            self.learn(volume);
+        }
+        match purpose {
+            Purpose::Engine { id, change } => {
+                self.relayed.remove(&id);
+                let Some(volume) = volume else {
+                    return;
+                };
+                let refusal = match (&reply, &change) {
+                    (Reply::Refused { .. }, Some(change)) => Some(row::refusal(&volume.row, change)),
+                    _ => None,
+                };
+                let row = volume.row;
+                self.send(&ToEngine::Outcome { id, row, refusal });
+            }
+            Purpose::Ours(change) => {
+                self.asking = false;
+                let Reply::Refused { code, message, .. } = reply else {
+                    self.refused.clear();
+                    return;
+                };
+                self.ask_not_before = Instant::now() + ASK_AGAIN;
+                self.refused = format!("the catalogue refused ({code}): {message}");
+                if let Change::Detach { expect, .. } = change
+                    && matches!(code.as_str(), "not-found" | "not-attached" | "not-owner")
+                {
+                    self.given_up = Some(expect);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What is told to the controllers about one volume's engine.
+
+use stor_proto::satellite as proto;
+
+use super::super::plan::{Device, Goal};
+use super::VolumeTask;
+use crate::agent::desired::TransportKind;
+use crate::control::{Report, State};
+
+/// The status of a volume; `None` when there is nothing to say.
+pub(super) fn status(task: &VolumeTask) -> Option<proto::EngineStatus> {
+    let goal = task.goal();
+    if goal == Goal::Unknown {
+        return None;
+    }
+    let (state, reason) = state(task, goal)?;
+    let transport = task.engine.as_ref().map(|engine| engine.transport);
+    let row = task.latest.as_ref().map(|volume| &volume.row);
+    let epoch = match (&task.running, row) {
+        (Some(running), _) => running.epoch.0,
+        (None, Some(row)) => row.view.epoch.0,
+        (None, None) => 0,
+    };
+    let report = task.running.as_ref().and_then(|running| running.report.as_ref());
+    Some(proto::EngineStatus {
+        volume_id: task.volume.to_string(),
+        epoch,
+        state: state.into(),
+        reason,
+        device: task
+            .device_path
+            .as_ref()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default(),
+        nbd_uri: match transport {
+            Some(TransportKind::Socket) => nbd_uri(task),
+            _ => String::new(),
+        },
+        syncing: report.map(syncing).unwrap_or_default(),
+        counters: report.map(counters),
+    })
+}
+
+fn state(task: &VolumeTask, goal: Goal) -> Option<(proto::EngineState, String)> {
+    use proto::EngineState as Told;
+    let ending = matches!(goal, Goal::Stop | Goal::Nothing | Goal::Halt);
+    let Some(running) = &task.running else {
+        let told = if ending { Told::Stopping } else { Told::Starting };
+        let reason = without_engine(task, ending)?;
+        return Some((told, reason));
+    };
+    if ending {
+        return Some((Told::Stopping, first(&[&task.device_error, slow(task)])));
+    }
+    let Some(report) = &running.report else {
+        return Some((Told::Starting, first(&[&task.device_error, &task.last_end])));
+    };
+    let fuse = task
+        .engine
+        .as_ref()
+        .is_some_and(|engine| engine.transport == TransportKind::Fuse);
+    Some(match report.state {
+        State::Starting => (Told::Starting, report.reason.clone()),
+        // For whoever asked for a device it serves when the device is there.
+        State::Serving if fuse && task.device != Device::Attached => match task.device_error.as_str() {
+            "" => (Told::Starting, first(&[slow(task), "the device is being made"])),
+            error => (Told::Failed, error.to_owned()),
+        },
+        State::Serving => (Told::Serving, String::new()),
+        State::Suspended => (Told::Suspended, report.reason.clone()),
+        State::Fenced => (Told::Fenced, report.reason.clone()),
+        State::Failed => (Told::Failed, report.reason.clone()),
+        State::Stopping => (Told::Stopping, report.reason.clone()),
+    })
+}
+
+/// The reason of a volume without an engine; `None` when it is right that it has none.
+fn without_engine(task: &VolumeTask, ending: bool) -> Option<String> {
+    let owner = task
+        .latest
+        .as_ref()
+        .and_then(|volume| volume.row.owner.as_deref());
+    let ours = owner == Some(task.context.node.as_str());
+    if ending {
+        let left = ours || task.device != Device::None;
+        return left.then(|| first(&[&task.device_error, slow(task), &task.refused]));
+    }
+    if !ours {
+        return Some(match owner {
+            Some(node) => format!("the volume is attached on node {node}"),
+            None => "the volume is not attached".to_owned(),
+        });
+    }
+    Some(first(&[
+        &task.refused,
+        &task.device_error,
+        slow(task),
+        &task.last_end,
+    ]))
+}
+
+fn slow(task: &VolumeTask) -> &'static str {
+    if task.device_is_slow() {
+        "the kernel takes long to make or take away the device: look for I/O that does not end"
+    } else {
+        ""
+    }
+}
+
+fn first(reasons: &[&str]) -> String {
+    let found = reasons.iter().find(|reason| !reason.is_empty());
+    found.map(|reason| (*reason).to_owned()).unwrap_or_default()
+}
+
+fn nbd_uri(task: &VolumeTask) -> String {
+    let name = task.latest.as_ref().map_or("", |volume| volume.name.as_str());
+    let socket = task.context.paths.nbd_socket(task.volume);
+    format!("nbd+unix:///{name}?socket={}", query(&socket.to_string_lossy()))
+}
+
+/// Escapes what would end or change a query; clients decode it.
+fn query(path: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    };
+    path.bytes().map(escape).collect()
+}
+
+fn syncing(report: &Report) -> Vec<proto::SyncProgress> {
+    let progress = |progress: &crate::control::Progress| proto::SyncProgress {
+        replica: progress.replica.0,
+        total_bytes: progress.total_bytes,
+        done_bytes: progress.done_bytes,
+    };
+    report.syncing.iter().map(progress).collect()
+}
+
+fn counters(report: &Report) -> proto::EngineCounters {
+    let counters = report.counters;
+    proto::EngineCounters {
+        reads: counters.reads,
+        read_bytes: counters.read_bytes,
+        writes: counters.writes,
+        written_bytes: counters.written_bytes,
+        flushes: counters.flushes,
+        resynced_bytes: counters.resynced_bytes,
+        repaired_bytes: counters.repaired_bytes,
+    }
+}
