@@ -180,7 +180,7 @@ impl Volumes {
 
     fn reason(&self, volume: VolumeId) -> String {
         let status = self
-            .volumes
+            .tasks
             .get(&volume)
             .and_then(|volume| volume.status.borrow().clone());
         status.map(|status| status.reason).unwrap_or_default()
