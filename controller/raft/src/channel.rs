@@ -86,3 +86,53 @@ pub(crate) fn never_sent(status: &Status) -> bool {
 pub(crate) fn is_away(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::Unknown)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stor_proto::peer::HttpRequest;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    async fn call(address: &str) -> Status {
+        let mut client = Channels::default().client(address).unwrap();
+        client.forward(HttpRequest::default()).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_carries_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        assert!(never_sent(&call(&address).await));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_may_have_carried_the_request() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let peer = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = [0; 24];
+            socket.read_exact(&mut request).await.unwrap();
+        });
+        assert!(!never_sent(&call(&address).await));
+        peer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_is_refused() {
+        for address in ["", "two words", "host:port:port"] {
+            assert!(Channels::default().client(address).is_err(), "{address:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_are_bounded() {
+        let channels = Channels::default();
+        for port in 1..200 {
+            channels.client(&format!("127.0.0.1:{port}")).unwrap();
+        }
+        assert!(channels.known.lock().unwrap().len() <= CAPACITY);
+    }
+}

@@ -1,7 +1,8 @@
 //! A node's directory, and the lock that keeps a second process out of it.
 
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The directory cannot be used.
@@ -44,9 +45,10 @@ pub(crate) struct Directory {
 impl Directory {
     /// Creates the directory if need be and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, DirectoryError> {
-        for dir in [path.to_owned(), path.join("snapshots")] {
-            std::fs::create_dir_all(&dir).map_err(|source| DirectoryError::Create { path: dir, source })?;
-        }
+        create(path).map_err(|source| DirectoryError::Create {
+            path: path.to_owned(),
+            source,
+        })?;
         let file = path.join("lock");
         let lock = File::options()
             .create(true)
@@ -79,6 +81,20 @@ impl Directory {
 
     pub(crate) fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
+    }
+}
+
+/// Only its owner may look inside: the catalogue holds what users call secrets.
+fn create(path: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path.join("snapshots"))?;
+    sync_directory(path)?;
+    // A relative path of one component has an empty parent.
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => sync_directory(parent),
+        None => sync_directory(Path::new(".")),
     }
 }
 

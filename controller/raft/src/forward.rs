@@ -109,7 +109,7 @@ impl<A: Application> Node<A> {
         let replaced = views.wait_for(|view| view.leader.as_ref().is_some_and(|other| other.id != leader.id));
         tokio::select! {
             biased;
-            answer = client.forward(request) => answer.map(tonic::Response::into_inner).map_err(classify),
+            answer = client.forward(request) => answer.map(tonic::Response::into_inner).map_err(|status| classify(&status)),
             _ = replaced => Err(Failed::Unknown("another controller became leader".to_owned())),
             () = tokio::time::sleep_until(deadline) => Err(Failed::Unknown("no answer in time".to_owned())),
         }
@@ -122,10 +122,10 @@ enum Failed {
     Unknown(String),
 }
 
-fn classify(status: Status) -> Failed {
+fn classify(status: &Status) -> Failed {
     let refused = status.code() == Code::FailedPrecondition && status.metadata().contains_key(NOT_LEADER);
     let reason = format!("{:?}: {}", status.code(), status.message());
-    if refused || never_sent(&status) {
+    if refused || never_sent(status) {
         Failed::NotHandled(reason)
     } else {
         Failed::Unknown(reason)

@@ -37,6 +37,8 @@ CREATE TABLE IF NOT EXISTS state (
 
 /// Rows per INSERT; five variables each, SQLite allows 32,766.
 const ROWS: usize = 500;
+/// Entries per read of [`check`].
+const CHECKED: u64 = 256;
 
 /// A log entry as it is stored.
 #[derive(Debug, Clone)]
@@ -154,19 +156,48 @@ pub(crate) async fn open(path: &Path, id: u64) -> Result<(SqliteConnection, LogS
             asked: id,
         });
     }
-    let holes = sqlx::query_scalar("SELECT count(*) > 0 AND count(*) != max(idx) - min(idx) + 1 FROM entry")
-        .fetch_one(&mut conn)
-        .await
-        .map_err(sqlite(path))?;
-    if holes {
-        let what = "entries are missing from the middle of the log".to_owned();
-        return Err(DatabaseError::Corrupt {
-            path: path.to_owned(),
-            what,
-        }
-        .into());
-    }
+    check(&mut conn, path, &state).await?;
     Ok((conn, state))
+}
+
+/// Reads every entry once: damage is found now, when a person is looking, and not when the entry is needed. The
+/// log is short, because snapshots cut it.
+async fn check(conn: &mut SqliteConnection, path: &Path, state: &LogState) -> Result<(), DatabaseError> {
+    let mut next = 0;
+    let mut previous: Option<LogId> = None;
+    loop {
+        let entries = read(conn, next, u64::MAX, CHECKED)
+            .await
+            .map_err(|error| match error {
+                sqlx::Error::Decode(what) => damaged(path, what.to_string()),
+                other => sqlite(path)(other),
+            })?;
+        for entry in &entries {
+            let id = entry.log_id;
+            if previous.is_some_and(|previous| previous.index.checked_add(1) != Some(id.index)) {
+                return Err(damaged(path, format!("the entry before {} is missing", id.index)));
+            }
+            previous = Some(id);
+        }
+        match entries.last() {
+            Some(last) => next = last.log_id.index.saturating_add(1),
+            None => break,
+        }
+    }
+    if previous.is_some() && previous != state.last {
+        return Err(damaged(
+            path,
+            "its last entry is not the one found first".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn damaged(path: &Path, what: String) -> DatabaseError {
+    DatabaseError::Corrupt {
+        path: path.to_owned(),
+        what,
+    }
 }
 
 async fn load(conn: &mut SqliteConnection, id: u64) -> Result<(String, LogState), sqlx::Error> {

@@ -1,4 +1,4 @@
-//! Who is in the cluster: listing, joining, removing, handing over.
+//! Who is in the cluster: listing, adding, removing, handing over.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,18 +6,14 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant as _};
-use stor_proto::peer as proto;
 use tokio::time::Instant;
 
-use crate::channel::Channels;
 use crate::entry::TypeConfig;
 use crate::propose::Route;
-use crate::{Application, Node, PeerInfo, state, wire};
+use crate::{Application, Node, PeerInfo, state};
 
 /// A change of members, including the copy of the catalogue to a new one.
-const DEADLINE: Duration = Duration::from_secs(60);
-/// [`join`] as a whole; a big snapshot outlasts one attempt.
-const JOIN_DEADLINE: Duration = Duration::from_secs(180);
+const DEADLINE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 /// A learner with fewer entries to go becomes a voter: they are there before the membership is.
 const NEARLY: u64 = 64;
@@ -119,9 +115,16 @@ impl<A: Application> Node<A> {
         }
         let id = peer.id;
         loop {
-            match self.inner.raft.add_learner(id, peer.clone(), false).await {
-                Ok(_) => break,
-                Err(error) => self.again("adding the controller", error, deadline).await?,
+            let adding = self.inner.raft.add_learner(id, peer.clone(), false);
+            match tokio::time::timeout_at(deadline, adding).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) => self.again("adding the controller", error, deadline).await?,
+                Err(_) => {
+                    return Err(MembershipError::Timeout {
+                        doing: "adding the controller",
+                        limit: DEADLINE,
+                    });
+                }
             }
         }
         self.caught_up(id, deadline).await?;
@@ -161,10 +164,12 @@ impl<A: Application> Node<A> {
             }
         }
         let ids = BTreeSet::from([id]);
-        let change = ChangeMembers::Batch(vec![
-            ChangeMembers::RemoveVoters(ids.clone()),
-            ChangeMembers::RemoveNodes(ids),
-        ]);
+        // A voter goes from both lists at once, because voters are not retained as learners.
+        let change = if member.voter {
+            ChangeMembers::RemoveVoters(ids)
+        } else {
+            ChangeMembers::RemoveNodes(ids)
+        };
         self.change(change, "removing the controller", Instant::now() + DEADLINE)
             .await?;
         tracing::info!(member = %member.peer, id, "member removed");
@@ -343,90 +348,5 @@ impl<A: Application> Node<A> {
         }
         tokio::time::sleep(PAUSE).await;
         Ok(())
-    }
-}
-
-/// A node was not taken in.
-#[derive(Debug, thiserror::Error)]
-pub enum JoinError {
-    /// The leader refuses; asking again does not help.
-    #[error("{by} refuses to take this controller in: {reason}")]
-    Refused {
-        /// The address that refused.
-        by: String,
-        /// Why.
-        reason: String,
-    },
-    /// No leader took it in within three minutes.
-    #[error("no controller took this one in within {limit:?}; the last answers were: {}", answers.join("; "))]
-    Unreachable {
-        /// The time.
-        limit: Duration,
-        /// What each address said last.
-        answers: Vec<String>,
-    },
-}
-
-/// Asks the members at `seeds` to take in the node `me`, which must be open and serving; follows them to the
-/// leader. Answers when it is a voter.
-///
-/// Cancel-safe: asking again continues it.
-pub async fn join(seeds: &[String], me: &PeerInfo) -> Result<(), JoinError> {
-    let deadline = Instant::now() + JOIN_DEADLINE;
-    let channels = Channels::default();
-    loop {
-        let mut answers = Vec::new();
-        let mut asked = BTreeSet::new();
-        let mut queue: Vec<String> = seeds.iter().rev().cloned().collect();
-        while let Some(address) = queue.pop() {
-            if !asked.insert(address.clone()) {
-                continue;
-            }
-            match ask(&channels, &address, me, deadline).await {
-                Answer::Joined => return Ok(()),
-                Answer::Refused(reason) => return Err(JoinError::Refused { by: address, reason }),
-                Answer::Leader(leader) => queue.push(leader.peer_address),
-                Answer::Later(reason) => answers.push(format!("{address}: {reason}")),
-            }
-        }
-        if Instant::now() + PAUSE >= deadline {
-            return Err(JoinError::Unreachable {
-                limit: JOIN_DEADLINE,
-                answers,
-            });
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-enum Answer {
-    Joined,
-    Refused(String),
-    Leader(PeerInfo),
-    Later(String),
-}
-
-async fn ask(channels: &Channels, address: &str, me: &PeerInfo, deadline: Instant) -> Answer {
-    use proto::join_reply::Outcome;
-    let mut client = match channels.client(address) {
-        Ok(client) => client,
-        Err(error) => return Answer::Refused(error.to_string()),
-    };
-    let request = proto::JoinRequest {
-        name: me.name.clone(),
-        id: me.id,
-        peer_address: me.peer_address.clone(),
-        api_address: me.api_address.clone(),
-    };
-    match tokio::time::timeout_at(deadline, client.join(request)).await {
-        Err(_) => Answer::Later("no answer".to_owned()),
-        Ok(Err(status)) => Answer::Later(status.message().to_owned()),
-        Ok(Ok(reply)) => match reply.into_inner().outcome {
-            Some(Outcome::Joined(_)) => Answer::Joined,
-            Some(Outcome::Refused(reason)) => Answer::Refused(reason),
-            Some(Outcome::Later(reason)) => Answer::Later(reason),
-            Some(Outcome::Leader(leader)) => Answer::Leader(wire::take_member(leader)),
-            None => Answer::Later("an empty answer".to_owned()),
-        },
     }
 }

@@ -90,16 +90,16 @@ impl Member {
         let reply = tokio::time::timeout(option.soft_ttl(), client.raft(call))
             .await
             .map_err(|_| self.timeout(action, option.soft_ttl()))?
-            .map_err(failed)?;
+            .map_err(|status| failed(&status))?;
         Ok(serde_json::from_slice(&reply.into_inner().body).map_err(|error| NetworkError::new(&error))?)
     }
 }
 
 /// openraft backs off from a member that is unreachable and tries again at once after other errors, so all but
 /// the clearest of them count as unreachable.
-fn failed(status: Status) -> RpcError {
-    let error = Unreachable::from_string(describe(&status));
-    if !is_away(&status) {
+fn failed(status: &Status) -> RpcError {
+    let error = Unreachable::from_string(describe(status));
+    if !is_away(status) {
         tracing::debug!(%status, "a member refused a call");
     }
     RPCError::Unreachable(error)
@@ -128,7 +128,7 @@ impl RaftNetworkV2<TypeConfig> for Member {
         let reply = tokio::time::timeout(timeout, client.append(request))
             .await
             .map_err(|_| self.timeout(RPCTypes::AppendEntries, timeout))?
-            .map_err(failed)?;
+            .map_err(|status| failed(&status))?;
         let reply = wire::take_append_reply(reply.into_inner()).map_err(|error| NetworkError::new(&error))?;
         if starts_the_log && reply.is_conflict() {
             // There is nothing before the first entry to conflict with, and openraft counts on that.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use openraft::Raft;
 use openraft::async_runtime::WatchReceiver;
-use sqlx::sqlite::SqlitePoolOptions;
-use sqlx::{SqliteConnection, SqlitePool};
+use openraft::errors::{InitializeError as Refusal, RaftError};
+use sqlx::SqlitePool;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -18,149 +18,38 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::channel::Channels;
-use crate::database::{self, CATALOGUE, DatabaseError};
 use crate::directory::Directory;
-use crate::entry::{LogId, TypeConfig};
-use crate::log::{LogStore, Shared};
-use crate::log_file::{LogFileError, LogState};
-use crate::machine::{Hold, Machine};
+use crate::entry::TypeConfig;
+use crate::machine::Machine;
 use crate::network::Network;
+use crate::opening::{check_positions, open_catalogue, readers, start_log};
 use crate::service::PeerService;
 use crate::snapshot::{Shelf, copy_database};
-use crate::state::{self, Applied};
-use crate::{
-    Application, DirectoryError, Leadership, Options, PeerHandler, PeerInfo, leadership, log_file, log_writer,
-};
+use crate::{Application, Leadership, OpenError, Options, PeerHandler, PeerInfo, leadership, log_file};
 
-/// Connections of [`Node::reader`]; each is a thread, opened when needed.
-const READERS: u32 = 4;
-/// An idle reader is closed after this long.
-const READER_IDLE: Duration = Duration::from_secs(60);
 /// The wait for tasks and transactions under way when the node stops.
 const STOP: Duration = Duration::from_secs(10);
 /// A server that is told to stop waits this long for calls under way.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Why a node does not start. Nothing has been changed that was there.
+/// No cluster was made.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The directory cannot be used.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
-    /// A file is damaged.
-    #[error(
-        "{} is corrupted: {what}. Stop here: put back a backup of the whole directory, or remove this \
-         controller from the cluster and let it join again with an empty directory", path.display()
-    )]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What was found.
-        what: String,
+pub enum InitializeError {
+    /// The node is in a cluster already, or has been asked into one.
+    #[error("this controller is in a cluster already; to start over, use an empty directory")]
+    Already,
+    /// It was made, but its only member does not lead it.
+    #[error("the new cluster has not elected its only member for {waited:?}; is the disk very slow?")]
+    NoLeader {
+        /// How long.
+        waited: Duration,
     },
-    /// A file was written by a newer version.
-    #[error(
-        "{} was written by a newer version of this program (schema {found}; this one knows up to {known}). \
-         Start the newer version again; downgrading is not possible", path.display()
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: i64,
-        /// Ours.
-        known: i64,
-    },
-    /// A file of this name is there that is not ours.
-    #[error("{} is a database of another program (application id {found:#x}); choose another directory", path.display())]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// Its application id.
-        found: i32,
-    },
-    /// The directory is another node's.
-    #[error("{} belongs to the controller with id {found}, not {asked}", path.display())]
-    OtherNode {
-        /// The log.
-        path: PathBuf,
-        /// The id in it.
-        found: String,
-        /// The id asked for.
-        asked: u64,
-    },
-    /// The log is gone, and with it the votes of this node.
-    #[error(
-        "{} is new, but {} holds data: the log was lost. A controller that has forgotten its votes must not go \
-         on. Remove it from the cluster and let it join again with an empty directory",
-        log.display(), catalogue.display()
-    )]
-    LogLost {
-        /// The log.
-        log: PathBuf,
-        /// The catalogue.
-        catalogue: PathBuf,
-    },
-    /// The catalogue ends before the log begins.
-    #[error(
-        "{} ends at entry {applied}, but the log begins behind entry {purged} and no snapshot fills the gap. \
-         Remove this controller from the cluster and let it join again with an empty directory",
-        catalogue.display()
-    )]
-    CatalogueBehind {
-        /// The catalogue.
-        catalogue: PathBuf,
-        /// Its last entry.
-        applied: u64,
-        /// The last entry the log no longer has.
-        purged: u64,
-    },
-    /// A file could not be read or written.
-    #[error("cannot open {}: {source}", path.display())]
-    Storage {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The timing makes no sense.
-    #[error("the election timing is not usable: {0}")]
-    Timing(#[source] openraft::ConfigError),
-    /// Raft refused what was in the files.
-    #[error("Raft does not start on {}: {reason}", dir.display())]
-    Raft {
-        /// The directory.
-        dir: PathBuf,
+    /// The node has stopped.
+    #[error("this controller has stopped: {reason}")]
+    Stopped {
         /// Why.
         reason: String,
     },
-}
-
-impl From<DatabaseError> for OpenError {
-    fn from(error: DatabaseError) -> Self {
-        match error {
-            DatabaseError::Read { path, source } => Self::Storage {
-                path,
-                source: source.into(),
-            },
-            DatabaseError::Corrupt { path, what } => Self::Corrupt { path, what },
-            DatabaseError::Foreign { path, found } => Self::Foreign { path, found },
-            DatabaseError::Newer { path, found, known } => Self::Newer { path, found, known },
-            DatabaseError::Sqlite { path, source } => Self::Storage {
-                path,
-                source: source.into(),
-            },
-        }
-    }
-}
-
-impl From<LogFileError> for OpenError {
-    fn from(error: LogFileError) -> Self {
-        match error {
-            LogFileError::Database(error) => error.into(),
-            LogFileError::OtherNode { path, found, asked } => Self::OtherNode { path, found, asked },
-        }
-    }
 }
 
 /// The peer server ended.
@@ -236,7 +125,7 @@ impl<A: Application> Node<A> {
         check_positions(&directory, &log_state, &applied, &shelf).await?;
         let machine = Machine::<A>::new(conn, catalogue.clone(), Arc::clone(&shelf), applied, hold.clone());
         let announcements = machine.announcements();
-        let store = start_log(&directory.log(), log, log_state, hold);
+        let store = start_log(&directory.log(), log, &log_state, hold);
         let channels = Channels::default();
         let network = Network {
             from: options.peer.id,
@@ -297,26 +186,27 @@ impl<A: Application> Node<A> {
         self.inner.raft.is_initialized().await.unwrap_or(true)
     }
 
-    /// Makes a cluster of this node alone and waits until it leads. Refused when there is one already.
+    /// Makes a cluster of this node alone and waits until it leads.
     ///
     /// Cancel-safe: the cluster may have been made all the same.
-    pub async fn initialize(&self) -> Result<(), OpenError> {
-        let failed = |reason: String| OpenError::Raft {
-            dir: self.inner.options.dir.clone(),
-            reason,
-        };
+    pub async fn initialize(&self) -> Result<(), InitializeError> {
         let me = self.me().clone();
-        self.inner
-            .raft
-            .initialize(BTreeMap::from([(me.id, me)]))
-            .await
-            .map_err(|error| failed(error.to_string()))?;
+        match self.inner.raft.initialize(BTreeMap::from([(me.id, me)])).await {
+            Ok(()) => {}
+            Err(RaftError::APIError(Refusal::NotAllowed(_))) => return Err(InitializeError::Already),
+            Err(error) => {
+                return Err(InitializeError::Stopped {
+                    reason: error.to_string(),
+                });
+            }
+        }
         let mut leadership = self.leadership();
         match tokio::time::timeout(STOP, leadership.wait_for(|view| view.is_self)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(failed(
-                "the new cluster has not elected its only member".to_owned(),
-            )),
+            Ok(Err(error)) => Err(InitializeError::Stopped {
+                reason: error.to_string(),
+            }),
+            Err(_) => Err(InitializeError::NoLeader { waited: STOP }),
         }
     }
 
@@ -410,63 +300,4 @@ impl<A: Application> Node<A> {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
     }
-}
-
-async fn open_catalogue<A: Application>(path: &Path) -> Result<(SqliteConnection, Applied), OpenError> {
-    let mut conn = database::open(path, CATALOGUE).await?;
-    database::migrate(&mut conn, path, A::migrator()).await?;
-    state::create(&mut conn).await.map_err(database::sqlite(path))?;
-    let applied = state::load(&mut conn).await.map_err(database::sqlite(path))?;
-    Ok((conn, applied))
-}
-
-/// The three files must be of one piece; openraft would take a lost one for a fresh start.
-async fn check_positions(
-    directory: &Directory,
-    log: &LogState,
-    applied: &Applied,
-    shelf: &Shelf,
-) -> Result<(), OpenError> {
-    if log.vote.is_none() && log.last.is_none() && applied.last.is_some() {
-        return Err(OpenError::LogLost {
-            log: directory.log(),
-            catalogue: directory.catalogue(),
-        });
-    }
-    let snapshot: Option<LogId> = shelf
-        .current()
-        .await
-        .and_then(|snapshot| snapshot.meta.last_log_id);
-    let known = applied.last.max(snapshot);
-    if let Some(purged) = log.purged
-        && known < Some(purged)
-    {
-        return Err(OpenError::CatalogueBehind {
-            catalogue: directory.catalogue(),
-            applied: known.map_or(0, |id| id.index),
-            purged: purged.index,
-        });
-    }
-    Ok(())
-}
-
-pub(crate) fn start_log(path: &Path, conn: SqliteConnection, state: LogState, hold: Hold) -> LogStore {
-    let file = SqlitePoolOptions::new()
-        .max_connections(1)
-        .min_connections(0)
-        .idle_timeout(READER_IDLE)
-        .connect_lazy_with(database::options(path).read_only(true));
-    let shared = Arc::new(Shared::new(state, file));
-    let (writer, queue) = mpsc::channel(log_writer::QUEUE);
-    tokio::spawn(log_writer::run(conn, Arc::clone(&shared), queue, hold));
-    LogStore::new(shared, writer)
-}
-
-fn readers(catalogue: &Path) -> SqlitePool {
-    SqlitePoolOptions::new()
-        .max_connections(READERS)
-        .min_connections(0)
-        .idle_timeout(READER_IDLE)
-        .acquire_timeout(Duration::from_secs(10))
-        .connect_lazy_with(database::options(catalogue).read_only(true))
 }

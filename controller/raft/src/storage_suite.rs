@@ -13,7 +13,7 @@ use crate::database::{self, CATALOGUE};
 use crate::entry::TypeConfig;
 use crate::log::LogStore;
 use crate::machine::Machine;
-use crate::node::start_log;
+use crate::opening::start_log;
 use crate::snapshot::Shelf;
 use crate::{log_file, state};
 
@@ -41,7 +41,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine<Nothing>, TempDir> for Builder {
         let (hold, _released) = mpsc::channel(1);
         let log = dir.path().join("log.db");
         let (conn, log_state) = log_file::open(&log, 1).await.unwrap();
-        let store = start_log(&log, conn, log_state, hold.clone());
+        let store = start_log(&log, conn, &log_state, hold.clone());
         let catalogue = dir.path().join("catalogue.db");
         let mut conn = database::open(&catalogue, CATALOGUE).await.unwrap();
         database::migrate(&mut conn, &catalogue, Nothing::migrator())

@@ -21,7 +21,7 @@ use crate::snapshot::{SnapshotFile, describe};
 use crate::wire;
 
 /// The whole transfer, including its installation.
-pub(crate) const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+pub(crate) const SNAPSHOT_DEADLINE: Duration = Duration::from_mins(10);
 /// The wait for one chunk; a sender that is silent for so long is gone.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(30);
 const CHUNK: usize = 256 << 10;

@@ -130,7 +130,7 @@ pub(crate) fn take_append(
     })
 }
 
-pub(crate) fn put_append_reply(reply: AppendEntriesResponse<TypeConfig>) -> proto::AppendReply {
+pub(crate) fn put_append_reply(reply: &AppendEntriesResponse<TypeConfig>) -> proto::AppendReply {
     use proto::append_reply::{Outcome, Partial};
     let outcome = match reply {
         AppendEntriesResponse::Success => Outcome::Success(proto::Empty {}),
@@ -138,7 +138,7 @@ pub(crate) fn put_append_reply(reply: AppendEntriesResponse<TypeConfig>) -> prot
             last: last.as_ref().map(put_log_id),
         }),
         AppendEntriesResponse::Conflict => Outcome::Conflict(proto::Empty {}),
-        AppendEntriesResponse::HigherVote(vote) => Outcome::HigherVote(put_vote(&vote)),
+        AppendEntriesResponse::HigherVote(vote) => Outcome::HigherVote(put_vote(vote)),
     };
     proto::AppendReply {
         outcome: Some(outcome),
