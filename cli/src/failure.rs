@@ -82,17 +82,17 @@ impl Failure {
         let cyan = Style::new().bold().fg_color(Some(AnsiColor::Cyan.into()));
         let mut text = format!("{red}error:{red:#} {}\n", self.what.trim_end());
         for line in self.why.lines() {
-            text.push_str(&format!("  {line}\n"));
+            text.extend([format!("  {line}\n")]);
         }
         if !self.placement.is_empty() {
             text.push('\n');
             for line in placement_table(&self.placement).render(None).lines() {
-                text.push_str(&format!("  {line}\n"));
+                text.extend([format!("  {line}\n")]);
             }
             text.push('\n');
         }
         if !self.help.is_empty() {
-            text.push_str(&format!("{cyan}help:{cyan:#} {}\n", self.help));
+            text.extend([format!("{cyan}help:{cyan:#} {}\n", self.help)]);
         }
         text
     }
@@ -136,7 +136,7 @@ impl From<Error> for Failure {
             Error::NotFound { .. } => Exit::NotFound,
             Error::Conflict(_) => Exit::Conflict,
             // A placement that no node satisfies is not a mistake in the command's form.
-            Error::Invalid(problem) if problem.placement.is_empty() => Exit::Usage,
+            Error::Invalid(problem) if problem.code() != "no-placement" => Exit::Usage,
             Error::Unauthorized(_) => Exit::Unauthorized,
             Error::Unreachable { .. } => Exit::Unreachable,
             Error::TimedOut { .. } => Exit::TimedOut,

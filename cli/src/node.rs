@@ -1,6 +1,7 @@
 //! `storctl node …`
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::Subcommand;
 use stor_api::client::{Client, Wish};
@@ -157,21 +158,20 @@ async fn start_line(client: &Client, node: &Node) -> Option<String> {
         node.name
     );
     for controller in &controllers {
-        line.push_str(&format!(" --controller {}", controller.peer_address));
+        line.extend([format!(" --controller {}", controller.peer_address)]);
     }
     if node.kind == NodeKind::Storage {
-        let host = if node.address.contains(':') {
-            format!("[{}]", node.address)
-        } else {
-            node.address.clone()
-        };
-        line.push_str(&format!(" --data-listen {host}:{DATA_PORT}"));
+        line.push_str(" --data-listen ");
+        line.extend([match node.address.parse::<IpAddr>() {
+            Ok(ip) => SocketAddr::new(ip, DATA_PORT).to_string(),
+            Err(_) => format!("0.0.0.0:{DATA_PORT} --data-address {}:{DATA_PORT}", node.address),
+        }]);
     }
     (!controllers.is_empty()).then_some(line)
 }
 
 /// Where a storage node serves its replicas unless told otherwise.
-const DATA_PORT: u16 = 3369;
+const DATA_PORT: u16 = 3371;
 
 fn kind(kind: NodeKind) -> &'static str {
     match kind {
@@ -245,8 +245,12 @@ fn describe(node: &Node, now: jiff::Timestamp) -> String {
             &node
                 .properties
                 .iter()
-                .map(|(k, v)| format!("{k}={v}\n"))
-                .collect::<String>(),
+                .map(|(k, v)| format!("{k}={v}"))
+                .collect::<Vec<_>>()
+                .join(
+                    "
+",
+                ),
         );
     let mut text = fields.render();
     if !node.transports.is_empty() {
@@ -267,7 +271,7 @@ fn describe(node: &Node, now: jiff::Timestamp) -> String {
                 transport.remedy.clone().into(),
             ]);
         }
-        text.push_str(&format!("\n{}", table.render(width())));
+        text.extend([format!("\n{}", table.render(width()))]);
     }
     text
 }

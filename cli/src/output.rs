@@ -51,12 +51,13 @@ impl Output {
     /// What a dry run found.
     pub(crate) fn plan(self, plan: &Plan) -> Result<(), Failure> {
         self.object(plan, |plan| {
-            let mut text: String = plan.steps.iter().map(|step| format!("would {step}\n")).collect();
+            let steps: Vec<String> = plan.steps.iter().map(|step| format!("would {step}\n")).collect();
+            let mut text = steps.concat();
             if text.is_empty() {
                 text.push_str("nothing would change\n");
             }
             if !plan.placement.is_empty() {
-                text.push_str(&format!("\n{}", placement_table(&plan.placement).render(width())));
+                text.extend([format!("\n{}", placement_table(&plan.placement).render(width()))]);
             }
             text
         })

@@ -69,7 +69,7 @@ fn screen(status: &Status) -> String {
     if !status.work.is_empty() {
         section(&mut text, "work");
         for work in &status.work {
-            text.push_str(&format!("    {work}\n"));
+            text.extend([format!("    {work}\n")]);
         }
     }
     text
@@ -79,7 +79,7 @@ fn section(text: &mut String, title: &str) {
     if !text.is_empty() {
         text.push('\n');
     }
-    text.push_str(&format!("  {title}:\n"));
+    text.extend([format!("  {title}:\n")]);
 }
 
 fn line(text: &mut String, label: &str, value: &str) {
@@ -88,7 +88,7 @@ fn line(text: &mut String, label: &str, value: &str) {
     } else {
         format!("{label}:")
     };
-    text.push_str(&format!("    {label:<LABEL$}{value}\n"));
+    text.extend([format!("    {label:<LABEL$}{value}\n")]);
 }
 
 fn reason(text: &mut String, check: &Check) {
@@ -98,7 +98,7 @@ fn reason(text: &mut String, check: &Check) {
         Severity::Error => Tone::Bad,
     };
     let pad = " ".repeat(4 + LABEL);
-    text.push_str(&format!("{pad}{} {}\n", tone.paint(&check.code), check.message));
+    text.extend([format!("{pad}{} {}\n", tone.paint(&check.code), check.message)]);
     let many = check.objects.len();
     if many > 0 {
         let mut named = check
@@ -111,10 +111,10 @@ fn reason(text: &mut String, check: &Check) {
         if many > 6 {
             named = format!("{named} and {} more", many - 6);
         }
-        text.push_str(&format!("{pad}  {named}\n"));
+        text.extend([format!("{pad}  {named}\n")]);
     }
     if !check.remedy.is_empty() {
-        text.push_str(&format!("{pad}  help: {}\n", check.remedy));
+        text.extend([format!("{pad}  help: {}\n", check.remedy)]);
     }
 }
 

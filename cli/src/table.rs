@@ -209,9 +209,9 @@ impl Fields {
             let label = format!("{name}:");
             let mut lines = value.text.lines();
             let first = value.tone.paint(lines.next().unwrap_or_default());
-            text.push_str(&format!("{label:<width$} {first}\n"));
+            text.extend([format!("{label:<width$} {first}\n")]);
             for line in lines {
-                text.push_str(&format!("{:<width$} {}\n", "", value.tone.paint(line)));
+                text.extend([format!("{:<width$} {}\n", "", value.tone.paint(line))]);
             }
         }
         text
@@ -220,9 +220,11 @@ impl Fields {
 
 /// Every line without trailing blanks and with an end.
 fn ended_lines(text: &str) -> String {
-    text.lines()
+    let lines: Vec<String> = text
+        .lines()
         .map(|line| format!("{}\n", line.trim_end()))
-        .collect()
+        .collect();
+    lines.concat()
 }
 
 #[cfg(test)]

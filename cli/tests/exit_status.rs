@@ -280,6 +280,7 @@ fn a_dry_run_changes_nothing_and_shows_the_plan() {
 #[test]
 fn a_refused_placement_names_every_node() {
     let mut problem = problem(422);
+    problem.kind = "urn:stor:problem:no-placement".into();
     problem.title = "no room for volume db1".into();
     problem.placement = vec![PlacementVerdict {
         node: "s2".into(),

@@ -103,24 +103,24 @@ pub(super) fn describe(volume: &Volume) -> String {
         .field("In-sync set", format!("changed {} times", volume.config))
         .field("Created", crate::event::short_time(&volume.created));
     let mut text = fields.render();
-    text.push_str(&format!(
+    text.extend([format!(
         "\nReplicas\n{}",
         replicas(&volume.replicas).render(width())
-    ));
+    )]);
     if volume.attachments.is_empty() {
         let attach = format!("storctl volume attach {} --node NODE", volume.name);
-        text.push_str(&format!("\nNot attached; `{attach}` does it.\n"));
+        text.extend([format!("\nNot attached; `{attach}` does it.\n")]);
     } else {
-        text.push_str(&format!(
+        text.extend([format!(
             "\nAttachments\n{}",
             attachments(&volume.attachments).render(width())
-        ));
+        )]);
         for attachment in &volume.attachments {
-            text.push_str(&format!(
+            text.extend([format!(
                 "\nSince the engine on {} began\n{}",
                 attachment.node,
                 counters(attachment)
-            ));
+            )]);
         }
     }
     text

@@ -2,7 +2,7 @@
 //!
 //! Takes the base URLs of several controllers; any of them answers everything. Promises:
 //!
-//! * A request that found no controller, or one that is between leaders (503), goes to the next URL, until
+//! * A request that found no controller, or one that is between leaders (503, 504), goes to the next URL, until
 //!   its deadline. Every request may be sent twice: creates are idempotent by name, and a delete whose first
 //!   answer was lost takes "not found" for done.
 //! * Each call ends within the timeout given at the start, with a typed [`Error`].
@@ -396,7 +396,11 @@ impl Client {
                     left
                 };
                 match self.attempt(method, url, path, body.clone(), limit).await {
-                    Ok(answer) if answer.status == 503 => round.push(Tried::busy(url, &answer)),
+                    Ok(answer) if matches!(answer.status, 503 | 504) => {
+                        // 504: it was passed on, and what became of it is not known.
+                        ambiguous |= answer.status == 504;
+                        round.push(Tried::busy(url, &answer));
+                    }
                     Ok(answer) => return answer.check(ambiguous),
                     Err(Failure { error, sent }) => {
                         ambiguous |= sent;

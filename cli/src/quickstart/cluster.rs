@@ -1,0 +1,327 @@
+//! The life of a quickstart's cluster: up, step by step, each one looked at until it holds, and down again,
+//! devices before replicas before controllers.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use stor_api::client::{Client, Error, Options};
+use stor_api::objects::{ControllerRole, NodeKind, NodeSpec, NodeState, PoolSpec, PoolState};
+
+use super::daemon::Daemon;
+use super::fleet::{self, POOL, Programs};
+use super::place::{Place, Record, cannot};
+use super::{LOOK, process};
+use crate::args::{Format, Global};
+use crate::context::Context;
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
+
+/// A controller answers within this time after its start, also on a machine that is busy compiling.
+const CONTROLLER_DEADLINE: Duration = Duration::from_mins(1);
+/// A satellite is connected within this time, the heartbeat that a restarted leader waits for included.
+const NODE_DEADLINE: Duration = Duration::from_mins(1);
+const POOL_DEADLINE: Duration = Duration::from_secs(30);
+/// An engine drains and flushes before its satellite ends.
+const SATELLITE_END: Duration = Duration::from_secs(30);
+const CONTROLLER_END: Duration = Duration::from_secs(10);
+/// Time the kernel takes to end a process that was killed.
+const KILL_END: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    place: Place,
+    record: Record,
+    controllers: Vec<Daemon>,
+    satellites: Vec<Daemon>,
+    client: Client,
+}
+
+impl Cluster {
+    /// Chooses or recalls ports and names, writes the scripts and `env`; starts nothing yet.
+    pub(crate) fn prepare(place: Place, nodes: Option<u8>, global: &Global) -> Result<Self, Failure> {
+        let programs = Programs::find()?;
+        let record = fleet::complete(place.record()?, nodes)?;
+        place.save(&record)?;
+        let controllers = fleet::controllers(&place, &programs, &record);
+        let satellites = fleet::satellites(&place, &programs, &record);
+        for daemon in controllers.iter().chain(&satellites) {
+            daemon.write_script()?;
+        }
+        let urls: Vec<String> = record
+            .controllers
+            .values()
+            .map(|c| format!("http://127.0.0.1:{}", c.api))
+            .collect();
+        let env = format!("STOR_URL={}\nSTOR_TOKEN_FILE=\nSTOR_CA_FILE=\n", urls.join(","));
+        let exported = format!("{env}export STOR_URL STOR_TOKEN_FILE STOR_CA_FILE\n");
+        Place::write(&place.env(), &exported, 0o644)?;
+        let timeout = global.timeout.min(Duration::from_secs(30));
+        let client = Client::new(&Options {
+            urls,
+            token_file: None,
+            ca_file: None,
+            timeout,
+        })?;
+        Ok(Self {
+            place,
+            record,
+            controllers,
+            satellites,
+            client,
+        })
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn controllers(&self) -> &[Daemon] {
+        &self.controllers
+    }
+
+    pub(crate) fn satellites(&self) -> &[Daemon] {
+        &self.satellites
+    }
+
+    /// The satellite of a node.
+    pub(crate) fn satellite(&self, node: &str) -> Result<&Daemon, Failure> {
+        let found = self.satellites.iter().find(|s| s.name == node);
+        found.ok_or_else(|| Failure::new(Exit::NotFound, format!("this quickstart started no node {node}")))
+    }
+
+    /// For waiting as other commands do, silently, at most `limit`.
+    pub(crate) fn context(&self, limit: Duration) -> Context {
+        Context {
+            client: self.client.clone(),
+            out: Output { format: Format::Json },
+            deadline: Instant::now() + limit,
+            timeout: limit,
+            dry_run: false,
+            yes: true,
+            no_wait: false,
+        }
+    }
+
+    /// Brings everything up. Not cancel-safe as such: what was started is stopped by [`Cluster::stop`].
+    pub(crate) async fn start(&mut self) -> Result<(), Failure> {
+        self.start_controllers().await?;
+        self.register_nodes().await?;
+        for satellite in &self.satellites {
+            satellite.start(None).await?;
+        }
+        self.nodes_online().await?;
+        self.make_pools().await
+    }
+
+    async fn start_controllers(&mut self) -> Result<(), Failure> {
+        let known: Vec<bool> = self
+            .controllers
+            .iter()
+            .map(|c| self.record.set_up.contains(&c.name))
+            .collect();
+        for (controller, known) in self.controllers.iter().zip(&known) {
+            if *known {
+                controller.start(None).await?;
+            }
+        }
+        for (place, (controller, known)) in self.controllers.iter().zip(&known).enumerate() {
+            if *known {
+                continue;
+            }
+            controller
+                .start(Some(if place == 0 { "init" } else { "join" }))
+                .await?;
+            self.controller_ready(controller).await?;
+            self.record.set_up.push(controller.name.clone());
+            self.place.save(&self.record)?;
+        }
+        for controller in &self.controllers {
+            self.controller_ready(controller).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a controller is a voter that the leader hears.
+    async fn controller_ready(&self, controller: &Daemon) -> Result<(), Failure> {
+        let client = self.client.with_timeout(Duration::from_secs(5));
+        self.hold(
+            controller,
+            CONTROLLER_DEADLINE,
+            "is not ready",
+            async || match client.controllers().await {
+                Ok(all) => Ok(all
+                    .iter()
+                    .any(|c| c.name == controller.name && c.online && c.role != ControllerRole::Learner)),
+                Err(Error::Unreachable { .. } | Error::TimedOut { .. } | Error::Failed(_)) => Ok(false),
+                Err(other) => Err(other.into()),
+            },
+        )
+        .await
+    }
+
+    /// Looks until `look` says yes, at most `limit`, as long as `daemon` lives.
+    async fn hold(
+        &self,
+        daemon: &Daemon,
+        limit: Duration,
+        otherwise: &str,
+        look: impl AsyncFn() -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + limit;
+        loop {
+            // Looked at first, so that a daemon that ends right after is seen in the next round.
+            let alive = daemon.pid().is_some();
+            if look().await? {
+                return Ok(());
+            }
+            if !alive {
+                return Err(daemon.ended());
+            }
+            if Instant::now() >= deadline {
+                let waited = crate::wait::seconds(limit);
+                return Err(Failure::new(
+                    Exit::TimedOut,
+                    format!("{} {otherwise} after {waited}", daemon.title),
+                )
+                .help(format!("its log is {}", daemon.log().display())));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn register_nodes(&self) -> Result<(), Failure> {
+        for (name, port) in &self.record.satellites {
+            if self.record.set_up.contains(name) {
+                continue;
+            }
+            let spec = NodeSpec {
+                name: name.clone(),
+                address: "127.0.0.1".to_owned(),
+                kind: if port.is_some() {
+                    NodeKind::Storage
+                } else {
+                    NodeKind::Diskless
+                },
+                properties: BTreeMap::new(),
+            };
+            self.client
+                .create_node(&spec)
+                .await
+                .map_err(|e| Failure::from(e).during(&format!("node {name}")))?;
+        }
+        Ok(())
+    }
+
+    async fn nodes_online(&self) -> Result<(), Failure> {
+        for satellite in &self.satellites {
+            self.hold(satellite, NODE_DEADLINE, "is not connected", async || match self
+                .client
+                .node(&satellite.name)
+                .await
+            {
+                Ok(node) => Ok(node.state == NodeState::Online),
+                // The user has taken it away; its satellite is none of the cluster's any more.
+                Err(Error::NotFound { .. }) => Ok(true),
+                Err(error) => Err(error.into()),
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn make_pools(&mut self) -> Result<(), Failure> {
+        let new: Vec<(String, bool)> = self
+            .record
+            .satellites
+            .iter()
+            .filter(|(name, _)| !self.record.set_up.contains(name))
+            .map(|(name, port)| (name.clone(), port.is_some()))
+            .collect();
+        for (name, _) in new.iter().filter(|(_, storage)| *storage) {
+            let dir = self.place.pool(name);
+            std::fs::create_dir_all(&dir).map_err(|e| cannot("make the directory", &dir, &e))?;
+            let spec = PoolSpec {
+                name: POOL.to_owned(),
+                node: name.clone(),
+                dir: dir.display().to_string(),
+                tags: Vec::new(),
+                overprovision: 0.0,
+            };
+            self.client
+                .create_pool(&spec)
+                .await
+                .map_err(|e| Failure::from(e).during(&format!("pool {POOL} on {name}")))?;
+        }
+        for (name, storage) in new {
+            if storage {
+                self.pool_ready(&name).await?;
+            }
+            self.record.set_up.push(name);
+        }
+        self.place.save(&self.record)
+    }
+
+    async fn pool_ready(&self, node: &str) -> Result<(), Failure> {
+        let satellite = self.satellite(node)?;
+        self.hold(satellite, POOL_DEADLINE, "does not report its pool", async || {
+            let pool = self.client.pool(POOL, node).await?;
+            match pool.state {
+                PoolState::Ready => Ok(true),
+                PoolState::Failed => {
+                    Err(Failure::failed(format!("pool {POOL} on {node} can't be used")).why(pool.error))
+                }
+                PoolState::Pending | PoolState::Offline => Ok(false),
+            }
+        })
+        .await
+    }
+
+    /// Stops what runs: first the diskless node, whose engines still need the replicas, then the storage
+    /// nodes, then the controllers, which both tell how they ended. What does not go is killed.
+    pub(crate) async fn stop(&self) {
+        let (storage, diskless): (Vec<&Daemon>, Vec<&Daemon>) = self
+            .satellites
+            .iter()
+            .partition(|s| self.record.satellites.get(&s.name).is_some_and(Option::is_some));
+        let controllers: Vec<&Daemon> = self.controllers.iter().collect();
+        // A satellite that gets SIGINT takes its engines along; with SIGTERM they would live on.
+        end(&diskless, Signal::INT, SATELLITE_END).await;
+        end(&storage, Signal::INT, SATELLITE_END).await;
+        end(&controllers, Signal::TERM, CONTROLLER_END).await;
+        self.kill();
+        let deadline = Instant::now() + KILL_END;
+        while !process::all(self.place.dir()).is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Kills every daemon and engine of this cluster that is still there.
+    pub(crate) fn kill(&self) {
+        for pid in process::all(self.place.dir()) {
+            process::signal(pid, Signal::KILL, self.place.dir());
+        }
+    }
+}
+
+/// Signals all and waits for all, at most `limit` together; kills who stays.
+async fn end(daemons: &[&Daemon], signal: Signal, limit: Duration) {
+    for daemon in daemons {
+        daemon.signal(signal);
+    }
+    let deadline = Instant::now() + limit;
+    for daemon in daemons {
+        if !daemon
+            .gone(deadline.saturating_duration_since(Instant::now()))
+            .await
+        {
+            crate::output::note(&format!("{} does not stop; killing it", daemon.title));
+            daemon.signal(Signal::KILL);
+        }
+    }
+}
