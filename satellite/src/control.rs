@@ -1,7 +1,9 @@
 //! Between a node's agent and its engine processes: a unix socket per engine, which the engine listens
 //! on and the agent dials, so that a restarted agent finds the engines that went on without it.
 //!
-//! Each message is a little-endian `u32` length (at most [`MAX_MESSAGE`]) and that many bytes of JSON. The
+//! Each message is a little-endian `u32` length (at most [`MAX_MESSAGE`]) and that many bytes of JSON
+//! (`{"kind": content}`: a tag inside the content would make serde refuse the numbers that are keys of a
+//! row's replicas). The
 //! engine's [`FromEngine::Hello`] carries the descriptor of the FUSE connection (`SCM_RIGHTS`) when it has
 //! one, so that the agent can keep it open beyond the engine's end.
 
@@ -31,7 +33,7 @@ pub enum Transport {
 
 /// Agent to engine.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "message")]
+#[serde(rename_all = "kebab-case")]
 pub enum ToEngine {
     /// All an engine has to know; the first message, and again whenever any of it changes.
     Configure(Config),
@@ -68,7 +70,7 @@ pub struct Config {
 
 /// Engine to agent.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "message")]
+#[serde(rename_all = "kebab-case")]
 pub enum FromEngine {
     /// First message on every connection. With the FUSE descriptor attached when there is one.
     Hello {
