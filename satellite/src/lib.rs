@@ -6,5 +6,6 @@ pub mod attach;
 mod channel;
 pub mod control;
 mod data;
+pub mod engine;
 pub mod pool;
 pub mod replicas;

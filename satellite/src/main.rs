@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use stor_replication::ids::VolumeId;
 use stor_satellite::agent::{self, Ending, Options};
 use stor_satellite::attach::transports;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
+use uuid::Uuid;
 
 /// Enough for the control path; I/O has threads and processes of its own.
 const WORKERS: usize = 2;
@@ -29,6 +31,22 @@ enum Command {
     /// SIGTERM ends it and leaves attached volumes working, for an upgrade. SIGINT (Ctrl-C) takes the
     /// volumes' devices down first; they stay attached and come back at the next start.
     Run(Run),
+    /// Serve one attached volume. Started by the agent, not by hand.
+    #[command(hide = true)]
+    Engine(Engine),
+}
+
+#[derive(Args, Debug)]
+struct Engine {
+    /// Volume.
+    #[arg(long, value_name = "UUID")]
+    volume: Uuid,
+    /// Socket on which the agent talks to this engine.
+    #[arg(long, value_name = "PATH")]
+    control: PathBuf,
+    /// Inherited descriptor of the volume's FUSE connection.
+    #[arg(long, value_name = "N")]
+    fuse_fd: Option<i32>,
 }
 
 #[derive(Args, Debug)]
@@ -84,7 +102,21 @@ fn controller(text: &str) -> Result<String, String> {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(run) => run_agent(run),
+        Command::Engine(engine) => run_engine(&engine),
     }
+}
+
+/// No runtime here: see [`stor_satellite::engine`].
+fn run_engine(engine: &Engine) -> anyhow::Result<()> {
+    let fuse = engine.fuse_fd.map(stor_device::process::inherited).transpose();
+    let fuse = fuse.context("cannot take the FUSE connection over")?;
+    log_to_stderr()?;
+    let volume = VolumeId(engine.volume);
+    Ok(stor_satellite::engine::run(stor_satellite::engine::Args {
+        volume,
+        control: engine.control.clone(),
+        fuse,
+    })?)
 }
 
 fn run_agent(run: Run) -> anyhow::Result<()> {

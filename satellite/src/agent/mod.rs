@@ -35,7 +35,7 @@ use self::state_dir::{StateDir, StateDirError};
 use self::storage::Storage;
 use crate::attach::kernel::KernelDevices;
 use crate::attach::{Context, Volumes, transports};
-use crate::replicas::Server;
+use crate::replicas::{Server, StartError};
 
 /// Messages between the agent's parts; each part is quick to take them.
 const QUEUE: usize = 16;
@@ -82,14 +82,9 @@ pub enum AgentError {
     /// See [`KnownError`].
     #[error(transparent)]
     Known(#[from] KnownError),
-    /// The replica server.
-    #[error("cannot serve replicas on {address}: {source}; is the port in use?")]
-    Listen {
-        /// Where.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// See [`StartError`].
+    #[error(transparent)]
+    Server(#[from] StartError),
     /// What other nodes would have to dial is not known.
     #[error("--data-listen {address} is no address other nodes can dial: give --data-address HOST:PORT too")]
     NoDataAddress {
@@ -115,12 +110,10 @@ pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> R
     let store = Store::load(&paths.desired())?;
     let known = Known::load(&paths.known())?;
     let boot_id = stor_device::clock::boot_id().map_err(AgentError::BootId)?;
-    let server = match options.data_listen {
-        Some(address) => {
-            Some(Server::start(address).map_err(|source| AgentError::Listen { address, source })?)
-        }
-        None => None,
-    };
+    let server = options.data_listen.map(Server::start).transpose()?;
+    if let Some(server) = &server {
+        tracing::info!(address = %server.address(), "replica server started");
+    }
     let hello = proto::Hello {
         protocol: PROTOCOL,
         node: options.node.clone(),

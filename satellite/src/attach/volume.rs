@@ -297,7 +297,13 @@ impl VolumeTask {
         self.engine = Some(*engine);
     }
 
-    fn take_row(&mut self, volume: Volume) {
+    fn take_row(&mut self, mut volume: Volume) {
+        if volume.name.is_empty()
+            && let Some(latest) = &self.latest
+        {
+            // An answer about a volume that is being deleted has none.
+            volume.name.clone_from(&latest.name);
+        }
         let epoch = volume.row.view.epoch;
         if self
             .latest

@@ -1,7 +1,17 @@
 //! The replica server: serves the node's replicas to engines, on a thread of its own.
 
-use std::net::SocketAddr;
+mod open;
+mod serve;
+mod server;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use stor_device::{ReactorError, Waker};
+use thiserror::Error;
 
 use stor_replication::ids::{CacheId, Lineage, ReplicaId, View, VolumeId};
 
@@ -53,27 +63,93 @@ pub struct ReplicaReport {
     pub stored: View,
 }
 
-/// Handle on the server's thread.
+/// Why the server could not be started.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// Its address.
+    #[error("cannot listen on {address}: {source}; choose another --data-listen or stop what uses it")]
+    Listen {
+        /// Address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Its reactor.
+    #[error(transparent)]
+    Reactor(#[from] ReactorError),
+    /// Its thread.
+    #[error("cannot start the data thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// What the server's thread and its handle share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// What should be served; taken by the thread.
+    wanted: Option<Vec<ReplicaSpec>>,
+    /// What is served.
+    report: Vec<ReplicaReport>,
+}
+
+/// Handle on the server's thread, which lives as long as the process.
 #[derive(Debug)]
-pub struct Server {}
+pub struct Server {
+    address: SocketAddr,
+    backend: &'static str,
+    shared: Arc<Mutex<Shared>>,
+    waker: Waker,
+}
 
 impl Server {
     /// Listens on `listen` and starts the thread.
-    pub fn start(_listen: SocketAddr) -> std::io::Result<Self> {
-        Ok(Self {})
+    pub fn start(listen: SocketAddr) -> Result<Self, StartError> {
+        let listen_error = |source| StartError::Listen {
+            address: listen,
+            source,
+        };
+        let listener = TcpListener::bind(listen).map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let (tell, told) = sync_channel(1);
+        let theirs = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("replicas".to_owned())
+            .spawn(move || server::run(listener, &theirs, &tell))
+            .map_err(StartError::Thread)?;
+        let (waker, backend) = told
+            .recv()
+            .map_err(|_| StartError::Thread(io::Error::other("it ended at once")))??;
+        Ok(Self {
+            address,
+            backend,
+            shared,
+            waker,
+        })
     }
 
     /// Address the server listens on.
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 0))
+        self.address
+    }
+
+    /// How it talks to the kernel: `io_uring` or `epoll`.
+    pub fn backend(&self) -> &'static str {
+        self.backend
     }
 
     /// Sets what should be served: new specs are opened (made where asked), absent ones closed.
     /// Returns at once; [`Server::report`] tells the progress.
-    pub fn set(&self, _specs: Vec<ReplicaSpec>) {}
+    pub fn set(&self, specs: Vec<ReplicaSpec>) {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).wanted = Some(specs);
+        self.waker.wake();
+    }
 
     /// What is served now. A closed replica is absent: its files may be removed.
     pub fn report(&self) -> Vec<ReplicaReport> {
-        Vec::new()
+        self.shared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .report
+            .clone()
     }
 }

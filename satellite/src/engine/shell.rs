@@ -1,0 +1,626 @@
+//! The engine's loop: completions to events, commands to operations.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Duration;
+
+use stor_device::{BufPool, Completion, Fd, Outcome, Reactor, clock};
+use stor_replication::engine::{Command, Engine, Event, LinkId, Request, Start, State};
+use stor_replication::ids::ReplicaId;
+use stor_replication::range::ByteRange;
+use stor_replication::time::Time;
+use stor_transport::nbd::{self, Export};
+
+use super::agent::AgentLink;
+use super::fuse::{self, Fuse};
+use super::nbd::Client;
+use super::request::{Answer, Asker, Requests};
+use super::{Args, EngineError};
+use crate::channel::Channel;
+use crate::control::{
+    Config, Counters, FromEngine, Progress, Report, State as ToldState, ToEngine, Transport,
+};
+use crate::data::Data;
+
+/// Unused buffers kept. An idle engine is to stay below 8 MiB in all.
+const KEEP: usize = 1 << 20;
+/// NBD clients at once.
+const MAX_CLIENTS: usize = 64;
+/// Counters are told this often.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How long the end waits for the last messages to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+const KIND: u64 = 0xff << 56;
+const CONNECT: u64 = 1 << 56;
+const LINK_RECV: u64 = 2 << 56;
+const LINK_SEND: u64 = 3 << 56;
+const ACCEPT: u64 = 4 << 56;
+const CLIENT_RECV: u64 = 5 << 56;
+const CLIENT_SEND: u64 = 6 << 56;
+const FUSE_READ: u64 = 7 << 56;
+const FUSE_WRITE: u64 = 8 << 56;
+
+struct Link {
+    replica: ReplicaId,
+    fd: Fd,
+    channel: Option<Channel>,
+}
+
+/// See the module.
+pub(super) struct Shell {
+    reactor: Reactor,
+    pool: BufPool,
+    agent: AgentLink,
+    config: Config,
+    engine: Engine<Data>,
+    commands: Vec<Command<Data>>,
+    links: HashMap<u64, Link>,
+    /// Links with something to send.
+    stirred: Vec<u64>,
+    export: Export,
+    listener: Option<Fd>,
+    clients: HashMap<u64, Client>,
+    next_client: u64,
+    /// Clients with something to send.
+    answered: Vec<u64>,
+    fuse: Option<Fuse>,
+    requests: Requests,
+    /// Somebody may be waiting for [`Requests::is_full`] to end.
+    paused: bool,
+    report_at: Time,
+    report_due: bool,
+}
+
+impl Shell {
+    /// Opens the place clients come to and makes the state machine.
+    pub(super) fn new(
+        mut reactor: Reactor,
+        agent: AgentLink,
+        config: Config,
+        args: Args,
+    ) -> Result<Self, EngineError> {
+        let pool = BufPool::keeping(KEEP);
+        let row = config.row.clone();
+        let guest_alive = args.fuse.is_some() && fuse::earlier_session(&args.control).is_some();
+        let local = row
+            .replicas
+            .iter()
+            .find(|(_, member)| Some(&member.node) == row.owner.as_ref());
+        let local = local.map(|(replica, _)| *replica);
+        let mut export = Export::new(config.name.clone(), row.size);
+        export.read_only = config.read_only;
+        export.multi_conn = true;
+        let (mut listener, mut mount) = (None, None);
+        match (&config.transport, args.fuse) {
+            (Transport::Socket { path }, _) => {
+                let opened = listen(path, &mut reactor);
+                listener = Some(opened.map_err(|source| EngineError::Listen {
+                    path: path.clone(),
+                    source,
+                })?);
+            }
+            (Transport::Fuse, Some(fd)) => {
+                let size = (row.size, config.read_only);
+                let made = Fuse::new(
+                    fd,
+                    &args.control,
+                    size,
+                    (FUSE_READ, FUSE_WRITE),
+                    &mut reactor,
+                    &pool,
+                );
+                mount = Some(made.map_err(EngineError::Wait)?);
+            }
+            (Transport::Fuse, None) => return Err(EngineError::NoFuse),
+            (Transport::None, _) => {}
+        }
+        let engine = Engine::new(
+            now(),
+            Start {
+                row,
+                guest_alive,
+                local,
+            },
+        );
+        Ok(Self {
+            reactor,
+            pool,
+            agent,
+            config,
+            engine,
+            commands: Vec::new(),
+            links: HashMap::new(),
+            stirred: Vec::new(),
+            export,
+            listener,
+            clients: HashMap::new(),
+            next_client: 1,
+            answered: Vec::new(),
+            fuse: mount,
+            requests: Requests::default(),
+            paused: false,
+            report_at: Time::default(),
+            report_due: true,
+        })
+    }
+
+    /// Runs until the engine ends.
+    pub(super) fn serve(mut self) -> Result<(), EngineError> {
+        if let Some(listener) = self.listener {
+            self.reactor.accept(listener, ACCEPT);
+        }
+        let mut completions = Vec::new();
+        self.step(Event::Tick);
+        loop {
+            self.settle();
+            match self.engine.state(now()) {
+                State::Stopped { clean } => {
+                    self.last_words();
+                    self.agent.stopped(clean);
+                    tracing::info!(clean, "engine ends");
+                    return Ok(());
+                }
+                State::Fenced => {
+                    tracing::info!("a newer engine has the volume, or the right to it was withdrawn: ends");
+                    self.last_words();
+                    std::thread::sleep(Duration::from_millis(100));
+                    return Ok(());
+                }
+                State::Starting
+                | State::Serving
+                | State::Suspended(_)
+                | State::Failed(_)
+                | State::Stopping => {}
+            }
+            let next = self.engine.deadline().min(self.report_at + REPORT_EVERY);
+            self.reactor
+                .wait(Some(next.since(now())), &mut completions)
+                .map_err(EngineError::Wait)?;
+            for completion in completions.drain(..) {
+                self.complete(completion);
+            }
+            while let Some(message) = self.agent.take() {
+                self.told(message);
+            }
+            if now() >= self.engine.deadline() {
+                self.step(Event::Tick);
+            }
+        }
+    }
+
+    /// After a batch: sends what it left to be sent, lets waiting clients go on, reports.
+    fn settle(&mut self) {
+        if self.paused && !self.requests.is_full() {
+            self.paused = false;
+            self.clients
+                .values_mut()
+                .for_each(|client| client.resume(&mut self.reactor));
+            if let Some(fuse) = &mut self.fuse {
+                fuse.resume(&mut self.reactor);
+            }
+        }
+        for id in std::mem::take(&mut self.answered) {
+            if self
+                .clients
+                .get_mut(&id)
+                .is_some_and(|client| client.flush(&mut self.reactor))
+            {
+                self.drop_client(id);
+            }
+        }
+        while !self.stirred.is_empty() {
+            for id in std::mem::take(&mut self.stirred) {
+                let channel = self.links.get_mut(&id).and_then(|link| link.channel.as_mut());
+                if let Some(Err(error)) = channel.map(|channel| channel.flush(&mut self.reactor)) {
+                    self.link_lost(id, &error.to_string());
+                }
+            }
+        }
+        let now = now();
+        if self.report_due || now.since(self.report_at) >= REPORT_EVERY {
+            self.report_due = false;
+            self.report_at = now;
+            self.agent.report(self.report(now));
+        }
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let id = completion.token & !KIND;
+        match completion.token & KIND {
+            CONNECT => self.connected(id, completion),
+            LINK_RECV => self.link_received(id, completion),
+            LINK_SEND => {
+                let channel = self.links.get_mut(&id).and_then(|link| link.channel.as_mut());
+                if let Some(Err(error)) = channel.map(|channel| channel.sent(completion, &mut self.reactor)) {
+                    self.link_lost(id, &error.to_string());
+                }
+            }
+            ACCEPT => self.accepted(completion),
+            CLIENT_RECV => self.client_received(id, completion),
+            CLIENT_SEND => {
+                if let Some(Err(error)) = self.clients.get_mut(&id).map(|client| client.sent(completion)) {
+                    tracing::debug!(client = id, %error, "client dropped");
+                    self.drop_client(id);
+                } else {
+                    self.answered.push(id);
+                }
+            }
+            FUSE_READ => self.fuse_read(completion),
+            FUSE_WRITE => {
+                if let Err(error) = completion.result {
+                    tracing::debug!(%error, "a reply the kernel no longer waits for");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn step(&mut self, event: Event<Data>) {
+        let now = now();
+        let mut commands = std::mem::take(&mut self.commands);
+        self.engine.step(now, event, &mut commands);
+        for command in commands.drain(..) {
+            self.execute(command);
+        }
+        self.commands = commands;
+    }
+
+    fn execute(&mut self, command: Command<Data>) {
+        match command {
+            Command::Send {
+                link, header, body, ..
+            } => {
+                if let Some(channel) = self.links.get_mut(&link.0).and_then(|link| link.channel.as_mut()) {
+                    channel.push(&header, body);
+                    if !self.stirred.contains(&link.0) {
+                        self.stirred.push(link.0);
+                    }
+                }
+            }
+            Command::Complete { io, result } => {
+                if let Some((asker, outcome)) = self.requests.complete(io, result) {
+                    self.reply(asker, outcome);
+                }
+            }
+            Command::Connect { replica, link } => self.connect(replica, link),
+            Command::Disconnect { link, .. } => {
+                if let Some(link) = self.links.remove(&link.0) {
+                    self.reactor.close(link.fd);
+                }
+            }
+            Command::Propose { proposal, change } => {
+                tracing::info!(proposal, ?change, "asks the catalogue");
+                self.agent
+                    .ask(proposal, FromEngine::Propose { id: proposal, change });
+            }
+            Command::StateChanged => {
+                tracing::info!(state = ?self.engine.state(now()), "state");
+                self.report_due = true;
+            }
+        }
+    }
+
+    fn reply(&mut self, asker: Asker, outcome: super::request::Outcome) {
+        match asker {
+            Asker::Nbd { client, cookie, what } => {
+                if let Some(to) = self.clients.get_mut(&client) {
+                    to.reply(cookie, what, outcome);
+                    if !self.answered.contains(&client) {
+                        self.answered.push(client);
+                    }
+                }
+            }
+            Asker::Fuse { unique, what } => {
+                if let Some(fuse) = &mut self.fuse {
+                    fuse.reply(unique, what, outcome, &mut self.reactor);
+                }
+            }
+        }
+    }
+
+    // ---- replicas ----
+
+    fn connect(&mut self, replica: ReplicaId, link: LinkId) {
+        let address = self
+            .config
+            .addresses
+            .iter()
+            .find(|(of, _)| *of == replica)
+            .map(|(_, address)| address);
+        // Names were resolved when the configuration came.
+        let Some(address) = address.and_then(|address| address.parse::<SocketAddr>().ok()) else {
+            // The engine finds the attempt silent and tries again.
+            return tracing::debug!(%replica, link = link.0, "its node's address is not known");
+        };
+        let fd = self.reactor.connect(address, CONNECT | link.0);
+        self.links.insert(
+            link.0,
+            Link {
+                replica,
+                fd,
+                channel: None,
+            },
+        );
+    }
+
+    fn connected(&mut self, id: u64, completion: Completion) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let replica = link.replica;
+        match completion.result {
+            Ok(_) => {
+                let fd = link.fd;
+                link.channel = Some(Channel::new(
+                    fd,
+                    LINK_RECV | id,
+                    LINK_SEND | id,
+                    &mut self.reactor,
+                    &self.pool,
+                ));
+                self.step(Event::Connected {
+                    replica,
+                    link: LinkId(id),
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%replica, %error, "no connection");
+                self.links.remove(&id);
+                self.step(Event::Lost {
+                    replica,
+                    link: LinkId(id),
+                });
+            }
+        }
+    }
+
+    fn link_received(&mut self, id: u64, completion: Completion) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let replica = link.replica;
+        let Some(channel) = &mut link.channel else { return };
+        let mut messages = Vec::new();
+        let received = channel.received(completion, &mut self.reactor, &self.pool, &mut messages);
+        for (header, body) in messages {
+            self.step(Event::Answer {
+                replica,
+                link: LinkId(id),
+                header,
+                body,
+            });
+        }
+        if let Err(error) = received {
+            self.link_lost(id, &error.to_string());
+        }
+    }
+
+    fn link_lost(&mut self, id: u64, why: &str) {
+        if let Some(link) = self.links.remove(&id) {
+            tracing::info!(replica = %link.replica, why, "connection to a replica lost");
+            self.reactor.close(link.fd);
+            self.step(Event::Lost {
+                replica: link.replica,
+                link: LinkId(id),
+            });
+        }
+    }
+
+    // ---- clients ----
+
+    fn accepted(&mut self, completion: Completion) {
+        match completion.result {
+            Ok(Outcome::Accepted(fd)) if self.clients.len() < MAX_CLIENTS => {
+                let id = self.next_client;
+                self.next_client += 1;
+                let tokens = (CLIENT_RECV | id, CLIENT_SEND | id);
+                match Client::new(fd, &self.export, tokens, &mut self.reactor, &self.pool) {
+                    Ok(client) => {
+                        self.clients.insert(id, client);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the volume can't be exported");
+                        self.reactor.close(fd);
+                    }
+                }
+            }
+            Ok(Outcome::Accepted(fd)) => {
+                tracing::warn!(limit = MAX_CLIENTS, "a client is refused: there are too many");
+                self.reactor.close(fd);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "a client could not be accepted"),
+        }
+        if let Some(listener) = self.listener {
+            self.reactor.accept(listener, ACCEPT);
+        }
+    }
+
+    fn client_received(&mut self, id: u64, completion: Completion) {
+        let pause = self.requests.is_full();
+        self.paused |= pause;
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let mut came = Vec::new();
+        let received = client.received(
+            completion,
+            pause,
+            &mut self.reactor,
+            &self.pool,
+            &mut came,
+            &self.export,
+        );
+        if !self.answered.contains(&id) {
+            self.answered.push(id);
+        }
+        for (request, payload) in came {
+            let range = ByteRange::new(request.offset, u64::from(request.length));
+            let fua = request.fua;
+            let (what, asked) = match (request.command, payload) {
+                (nbd::Command::Read { .. }, _) => {
+                    (Answer::Read { offset: range.offset }, Request::Read(range))
+                }
+                (nbd::Command::Write, Some(payload)) => (
+                    Answer::Done,
+                    Request::Write {
+                        range,
+                        data: Data::whole(payload.into()),
+                        fua,
+                    },
+                ),
+                (nbd::Command::Trim, _) => (
+                    Answer::Done,
+                    Request::Zero {
+                        range,
+                        discard: true,
+                        fua,
+                    },
+                ),
+                (nbd::Command::WriteZeroes { no_hole, .. }, _) => (
+                    Answer::Done,
+                    Request::Zero {
+                        range,
+                        discard: !no_hole,
+                        fua,
+                    },
+                ),
+                _ => (Answer::Done, Request::Flush),
+            };
+            self.submit(
+                Asker::Nbd {
+                    client: id,
+                    cookie: request.cookie,
+                    what,
+                },
+                asked,
+            );
+        }
+        if let Err(error) = received {
+            tracing::debug!(client = id, %error, "client dropped");
+            self.drop_client(id);
+        }
+    }
+
+    fn drop_client(&mut self, id: u64) {
+        if let Some(client) = self.clients.remove(&id) {
+            self.reactor.close(client.fd());
+        }
+    }
+
+    fn fuse_read(&mut self, completion: Completion) {
+        let pause = self.requests.is_full();
+        self.paused |= pause;
+        let Some(fuse) = &mut self.fuse else { return };
+        match fuse.read(completion, pause, &mut self.reactor, &self.pool) {
+            fuse::Came::Request(asker, request) => self.submit(asker, request),
+            fuse::Came::Nothing => {}
+        }
+    }
+
+    fn submit(&mut self, asker: Asker, request: Request<Data>) {
+        for (io, request) in self.requests.add(asker, request) {
+            self.step(Event::Submit { io, request });
+        }
+    }
+
+    // ---- the agent ----
+
+    fn told(&mut self, message: ToEngine) {
+        match message {
+            ToEngine::Configure(config) if config.epoch != self.config.epoch => {
+                tracing::warn!(epoch = %config.epoch, "a configuration of another epoch is not for this engine");
+            }
+            ToEngine::Configure(config) => {
+                let row = config.row.clone();
+                self.config = config;
+                self.step(Event::Row(row));
+            }
+            ToEngine::Outcome { id, row, refusal } => {
+                self.agent.settled(id);
+                tracing::info!(proposal = id, view = %row.view, ?refusal, "the catalogue answered");
+                self.step(Event::Outcome {
+                    proposal: id,
+                    row,
+                    refusal,
+                });
+            }
+            ToEngine::Stop => self.step(Event::Stop),
+        }
+    }
+
+    fn report(&self, now: Time) -> Report {
+        let (state, reason) = match self.engine.state(now) {
+            State::Starting => (ToldState::Starting, String::new()),
+            State::Serving => (ToldState::Serving, String::new()),
+            State::Suspended(reason) => (ToldState::Suspended, reason),
+            State::Fenced => (ToldState::Fenced, "a newer engine has the volume".to_owned()),
+            State::Failed(reason) => (ToldState::Failed, reason.to_string()),
+            State::Stopping | State::Stopped { .. } => (ToldState::Stopping, String::new()),
+        };
+        let progress = |p: stor_replication::engine::Progress| Progress {
+            replica: p.replica,
+            total_bytes: p.total,
+            done_bytes: p.done,
+        };
+        let c = self.engine.counters();
+        Report {
+            state,
+            reason,
+            syncing: self.engine.progress().into_iter().map(progress).collect(),
+            counters: Counters {
+                reads: c.reads,
+                read_bytes: c.read_bytes,
+                writes: c.writes,
+                written_bytes: c.written_bytes,
+                flushes: c.flushes,
+                resynced_bytes: c.resynced_bytes,
+                repaired_bytes: c.repaired_bytes,
+            },
+        }
+    }
+
+    /// Lets what is queued leave before the process does.
+    fn last_words(&mut self) {
+        let until = now() + LAST_WORDS;
+        self.report_due = true;
+        self.settle();
+        let mut completions = Vec::new();
+        while self
+            .links
+            .values()
+            .filter_map(|link| link.channel.as_ref())
+            .any(Channel::is_sending)
+            && now() < until
+        {
+            if let Err(error) = self.reactor.wait(Some(until.since(now())), &mut completions) {
+                tracing::debug!(%error, "the end comes early");
+                return;
+            }
+            for completion in completions
+                .drain(..)
+                .filter(|done| done.token & KIND == LINK_SEND)
+            {
+                self.complete(completion);
+            }
+        }
+    }
+}
+
+/// Listens where clients will look, in place of whatever an earlier engine left there.
+fn listen(path: &Path, reactor: &mut Reactor) -> io::Result<Fd> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    reactor.register(UnixListener::bind(path)?.into())
+}
+
+fn now() -> Time {
+    Time(clock::boottime())
+}

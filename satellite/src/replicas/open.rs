@@ -1,0 +1,180 @@
+//! Making and opening a replica's two files.
+//!
+//! A replica exists once its metadata file has its name: data and metadata are made under other names,
+//! made durable, and renamed data first. A crash in between leaves files that the next attempt replaces.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use stor_device::file::{self, OpenData, OpenDataError};
+use stor_replication::disk::{PAGE, PageId, SLOTS, Superblock, encode_page};
+use stor_replication::range::{MAX_VOLUME, REGION};
+use stor_replication::replica::{LoadError, Replica};
+use stor_replication::time::Time;
+use thiserror::Error;
+
+use super::ReplicaSpec;
+use crate::data::Data;
+
+/// Why a replica can't be served.
+#[derive(Debug, Error)]
+pub(super) enum OpenError {
+    /// Its files are not there, and it is not to be made.
+    #[error("its files are not there")]
+    Missing,
+    /// The data file.
+    #[error(transparent)]
+    Data(#[from] OpenDataError),
+    /// The data file is too small for the volume.
+    #[error("{path} has {found} bytes, the volume {expected}: it was cut off or belongs to another volume")]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// Bytes there.
+        found: u64,
+        /// Bytes needed.
+        expected: u64,
+    },
+    /// Doing something with a file.
+    #[error("cannot {what} {path}: {source}")]
+    File {
+        /// What was done.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The metadata can't be used.
+    #[error("{path}: {source}")]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: LoadError<io::Error>,
+    },
+}
+
+/// An opened replica.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) core: Replica<Data>,
+    pub(super) data: OwnedFd,
+    pub(super) meta: OwnedFd,
+}
+
+/// Makes the files, if asked and needed. May take a while: it flushes. Not for the data thread.
+pub(super) fn make_if_asked(spec: &ReplicaSpec) -> Result<(), OpenError> {
+    if exists(&spec.meta)? {
+        return Ok(());
+    }
+    let Some(in_sync) = spec.create else {
+        return Err(OpenError::Missing);
+    };
+    let (data, meta) = (unfinished(&spec.data), unfinished(&spec.meta));
+    for leftover in [&data, &meta, &spec.data] {
+        remove(leftover)?;
+    }
+    let made = file::open_data(&data, OpenData::Create { size: spec.size })?;
+    rustix::fs::fsync(&made.fd).map_err(|error| at("flush", &data)(error.into()))?;
+    make_meta(spec, &meta, in_sync).map_err(at("make", &meta))?;
+    fs::rename(&data, &spec.data).map_err(at("name", &spec.data))?;
+    sync_parent(&spec.data)?;
+    fs::rename(&meta, &spec.meta).map_err(at("name", &spec.meta))?;
+    sync_parent(&spec.meta)
+}
+
+/// The first superblock, and zeroes where the dirty map of a volume of this size will be: a bit that is set
+/// for the first time must not have to find space.
+fn make_meta(spec: &ReplicaSpec, path: &Path, in_sync: bool) -> io::Result<()> {
+    let member = in_sync.then_some(spec.replica);
+    let superblock = Superblock::fresh(spec.size, spec.lineage, spec.cache, member);
+    let page = encode_page(
+        PageId::Superblock,
+        spec.volume,
+        spec.replica,
+        0,
+        &superblock.encode(),
+    );
+    let bits = stor_replication::disk::BITS;
+    let pages = spec.size.div_ceil(REGION).div_ceil(bits);
+    let mut file = File::create_new(path)?;
+    file.write_all(&page[..])?;
+    let end = PageId::Dirty(pages).offset(false);
+    let blank = [0; PAGE];
+    for _ in 1..end / PAGE as u64 {
+        file.write_all(&blank)?;
+    }
+    let slots = u8::try_from(SLOTS).unwrap_or(u8::MAX);
+    let whole = PageId::OutOfSync(slots, 0).offset(false);
+    debug_assert!(
+        whole > end && MAX_VOLUME > spec.size,
+        "the maps of the largest volume fit"
+    );
+    file.set_len(whole)?;
+    file.sync_all()
+}
+
+/// Opens a replica that is there.
+pub(super) fn open(spec: &ReplicaSpec, now: Time) -> Result<Opened, OpenError> {
+    if !exists(&spec.meta)? {
+        return Err(OpenError::Missing);
+    }
+    let mut reader = File::open(&spec.meta).map_err(at("open", &spec.meta))?;
+    let mut read = |offset: u64, len: usize| -> io::Result<Vec<u8>> {
+        reader.seek(SeekFrom::Start(offset))?;
+        let mut bytes = Vec::with_capacity(len);
+        (&mut reader).take(len as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let core = Replica::load(spec.volume, spec.replica, spec.cache, now, &mut read).map_err(|source| {
+        OpenError::Metadata {
+            path: spec.meta.clone(),
+            source,
+        }
+    })?;
+    let data = file::open_data(&spec.data, OpenData::Existing)?;
+    if data.size < core.superblock().size {
+        return Err(OpenError::Short {
+            path: spec.data.clone(),
+            found: data.size,
+            expected: core.superblock().size,
+        });
+    }
+    let meta = file::open_data(&spec.meta, OpenData::Existing)?;
+    Ok(Opened {
+        core,
+        data: data.fd,
+        meta: meta.fd,
+    })
+}
+
+fn exists(path: &Path) -> Result<bool, OpenError> {
+    path.try_exists().map_err(at("look for", path))
+}
+
+fn remove(path: &Path) -> Result<(), OpenError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn sync_parent(path: &Path) -> Result<(), OpenError> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    file::fsync_dir(parent).map_err(at("flush", parent))
+}
+
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_added_extension("unfinished")
+}
+
+fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    move |source| OpenError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,244 @@
+//! One served replica: its state machine, its files, the operations under way on them.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use stor_device::{BufPool, Completion, Fd, Outcome, Reactor, Shared, Sync};
+use stor_replication::disk::PAGE;
+use stor_replication::ids::ConnId;
+use stor_replication::replica::{Command, DiskAction, DiskError, Event, Replica, StoredPage};
+use stor_replication::time::Time;
+use stor_replication::wire::Header;
+
+use super::ReplicaSpec;
+use crate::data::Data;
+
+/// What a reactor operation of a replica was for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Work {
+    /// A read of the state machine's operation.
+    Read { op: u64, len: usize },
+    /// A write or flush of it.
+    Write { op: u64 },
+    /// A zeroing; `flush`: it has to be durable, a flush follows.
+    Zero { op: u64, flush: bool },
+    /// A page of the batch.
+    Page,
+}
+
+/// An answer to be sent.
+pub(super) type Answer = (ConnId, Header, stor_replication::body::Body<Data>);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) spec: ReplicaSpec,
+    core: Replica<Data>,
+    data: Fd,
+    meta: Fd,
+    /// Connections whose engine has named this replica.
+    pub(super) conns: BTreeSet<ConnId>,
+    /// Reactor operations under way.
+    pending: usize,
+    /// Pages of the present batch not yet stored, and the first failure.
+    pages: usize,
+    page_error: Option<DiskError>,
+    /// When its deadline was last entered in the server's list.
+    pub(super) due: Option<Time>,
+    /// No more connections; closed when idle.
+    pub(super) closing: bool,
+    commands: Vec<Command<Data>>,
+}
+
+/// What a step asks of the server.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    pub(super) answers: Vec<Answer>,
+    pub(super) drop: Vec<ConnId>,
+}
+
+/// Hands an operation to the reactor under a token of the server's.
+pub(super) trait Tokens {
+    /// A token for this work.
+    fn token(&mut self, work: Work) -> u64;
+}
+
+impl Served {
+    pub(super) fn new(spec: ReplicaSpec, core: Replica<Data>, data: Fd, meta: Fd) -> Self {
+        Self {
+            spec,
+            core,
+            data,
+            meta,
+            conns: BTreeSet::new(),
+            pending: 0,
+            pages: 0,
+            page_error: None,
+            due: None,
+            closing: false,
+            commands: Vec::new(),
+        }
+    }
+
+    pub(super) fn core(&self) -> &Replica<Data> {
+        &self.core
+    }
+
+    /// Nothing is under way on its files.
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending == 0
+    }
+
+    /// Gives its files back.
+    pub(super) fn close(&self, reactor: &mut Reactor) {
+        reactor.close(self.data);
+        reactor.close(self.meta);
+    }
+
+    /// Runs an event through the state machine and starts what it wants done.
+    pub(super) fn step(
+        &mut self,
+        now: Time,
+        event: Event<Data>,
+        reactor: &mut Reactor,
+        pool: &BufPool,
+        tokens: &mut impl Tokens,
+        asked: &mut Asked,
+    ) {
+        let mut commands = std::mem::take(&mut self.commands);
+        self.core.step(now, event, &mut commands);
+        for command in commands.drain(..) {
+            match command {
+                Command::Reply { conn, header, body } => asked.answers.push((conn, header, body)),
+                Command::Drop { conn } => asked.drop.push(conn),
+                Command::Disk { op, action } => self.start(op, action, reactor, pool, tokens),
+                Command::StorePages(pages) => self.store(&pages, reactor, pool, tokens),
+            }
+        }
+        self.commands = commands;
+    }
+
+    fn start(
+        &mut self,
+        op: u64,
+        action: DiskAction<Data>,
+        reactor: &mut Reactor,
+        pool: &BufPool,
+        tokens: &mut impl Tokens,
+    ) {
+        self.pending += 1;
+        match action {
+            DiskAction::Write { range, data, fua } => {
+                let sync = if fua { Sync::Dsync } else { Sync::No };
+                let token = tokens.token(Work::Write { op });
+                reactor.write_at(self.data, data.buffer, data.range, range.offset, sync, token);
+            }
+            DiskAction::Zero { range, discard, fua } => {
+                let token = tokens.token(Work::Zero { op, flush: fua });
+                if discard {
+                    reactor.punch_hole(self.data, range.offset, range.len, token);
+                } else {
+                    reactor.zero_range(self.data, range.offset, range.len, token);
+                }
+            }
+            DiskAction::Read { range } => {
+                // At most 32 MiB: checked by the state machine.
+                let len = usize::try_from(range.len).unwrap_or(usize::MAX);
+                let token = tokens.token(Work::Read { op, len });
+                reactor.read_at(self.data, pool.take(len), range.offset, len, token);
+            }
+            DiskAction::Flush => {
+                let token = tokens.token(Work::Write { op });
+                reactor.datasync(self.data, token);
+            }
+        }
+    }
+
+    fn store(
+        &mut self,
+        pages: &[StoredPage],
+        reactor: &mut Reactor,
+        pool: &BufPool,
+        tokens: &mut impl Tokens,
+    ) {
+        self.pages = pages.len();
+        self.page_error = None;
+        for stored in pages {
+            self.pending += 1;
+            let mut buf = pool.take(PAGE);
+            buf.iter_mut()
+                .zip(stored.page.iter())
+                .for_each(|(to, from)| *to = *from);
+            let token = tokens.token(Work::Page);
+            reactor.write_at(
+                self.meta,
+                Shared::from(buf),
+                0..PAGE,
+                stored.offset,
+                Sync::Dsync,
+                token,
+            );
+        }
+    }
+
+    /// An operation completed. The event for the state machine, if that ends something for it.
+    pub(super) fn completed(
+        &mut self,
+        work: Work,
+        completion: Completion,
+        reactor: &mut Reactor,
+        tokens: &mut impl Tokens,
+    ) -> Option<Event<Data>> {
+        self.pending -= 1;
+        let result = self.checked(work, &completion);
+        match (work, result) {
+            (Work::Read { op, len }, Ok(())) => {
+                let mut buf = completion.buf?;
+                buf.set_len(len);
+                Some(Event::DiskDone {
+                    op,
+                    result: Ok(Some(Data::whole(Shared::from(buf)))),
+                })
+            }
+            (Work::Zero { op, flush: true }, Ok(())) => {
+                self.pending += 1;
+                let token = tokens.token(Work::Write { op });
+                reactor.datasync(self.data, token);
+                None
+            }
+            (Work::Write { op } | Work::Zero { op, .. }, Ok(())) => {
+                Some(Event::DiskDone { op, result: Ok(None) })
+            }
+            (Work::Read { op, .. } | Work::Write { op } | Work::Zero { op, .. }, Err(error)) => {
+                Some(Event::DiskDone {
+                    op,
+                    result: Err(error),
+                })
+            }
+            (Work::Page, result) => {
+                self.pages -= 1;
+                self.page_error = self.page_error.or(result.err());
+                (self.pages == 0).then(|| Event::PagesStored {
+                    result: self.page_error.map_or(Ok(()), Err),
+                })
+            }
+        }
+    }
+
+    /// How an operation went, in the state machine's terms. A failure is logged here, once.
+    fn checked(&self, work: Work, completion: &Completion) -> Result<(), DiskError> {
+        let error = match (&completion.result, work) {
+            (Ok(Outcome::Count(count)), Work::Read { len, .. }) if *count < len => {
+                io::Error::from(io::ErrorKind::UnexpectedEof)
+            }
+            (Ok(_), _) => return Ok(()),
+            (Err(error), _) => io::Error::new(error.kind(), error.to_string()),
+        };
+        let kind = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::NoSpace,
+            _ => DiskError::Failed,
+        };
+        tracing::warn!(volume = %self.spec.volume, replica = %self.spec.replica, ?work, %error, "disk operation failed");
+        Err(kind)
+    }
+}

@@ -1,0 +1,491 @@
+//! The thread that serves the node's replicas: one reactor, every connection, every file.
+//!
+//! `completions → state machines → operations and answers → submit`, in batches. Files are made on threads
+//! of their own, because that flushes; everything else here never waits.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::TcpListener;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use stor_device::{BufPool, Choice, Completion, Fd, Outcome, Reactor, ReactorError, Waker, clock};
+use stor_replication::body::Body;
+use stor_replication::ids::{ConnId, ReplicaId, View, VolumeId};
+use stor_replication::replica::Event;
+use stor_replication::time::Time;
+use stor_replication::wire::{Header, Kind, Status};
+
+use super::open::{self, OpenError};
+use super::serve::{Asked, Served, Tokens, Work};
+use super::{ReplicaReport, ReplicaSpec, ReplicaState, Shared};
+use crate::channel::Channel;
+use crate::data::Data;
+
+/// Unused buffers kept: enough for a busy replica, little for an idle node.
+const KEEP: usize = 4 << 20;
+/// Replicas being made at once; more wait their turn.
+const MAKING: usize = 2;
+/// Connections at once. An engine needs one per replica it uses.
+const MAX_CONNECTIONS: usize = 8192;
+/// How long the thread sleeps at most.
+const NAP: Duration = Duration::from_secs(10);
+/// Pause before files that could not be opened are tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+type Key = (VolumeId, ReplicaId);
+
+const ACCEPT: u64 = 1 << 56;
+const RECV: u64 = 2 << 56;
+const SEND: u64 = 3 << 56;
+const WORK: u64 = 4 << 56;
+const KIND: u64 = 0xff << 56;
+
+struct Conn {
+    channel: Channel,
+    key: Option<Key>,
+}
+
+/// A replica as far as it has come.
+enum Slot {
+    /// Its files are being made.
+    Making,
+    /// Served, or being closed.
+    Served(Box<Served>),
+    /// Not usable; tried again later.
+    Failed { state: ReplicaState, again: Time },
+}
+
+/// Work under way, by token.
+#[derive(Default)]
+struct Pending {
+    next: u64,
+    work: HashMap<u64, (Key, Work)>,
+}
+
+struct ForReplica<'a>(&'a mut Pending, Key);
+
+impl Tokens for ForReplica<'_> {
+    fn token(&mut self, work: Work) -> u64 {
+        let token = WORK | self.0.next;
+        self.0.next = (self.0.next + 1) & !KIND;
+        self.0.work.insert(token, (self.1, work));
+        token
+    }
+}
+
+struct Loop<'a> {
+    reactor: Reactor,
+    pool: BufPool,
+    shared: &'a Mutex<Shared>,
+    listener: Fd,
+    conns: HashMap<ConnId, Conn>,
+    next_conn: u64,
+    wanted: HashMap<Key, ReplicaSpec>,
+    slots: HashMap<Key, Slot>,
+    pending: Pending,
+    /// Deadlines of state machines; entries may be outdated, a tick too many does no harm.
+    due: BTreeSet<(Time, Key)>,
+    made: (
+        SyncSender<(Key, Result<(), OpenError>)>,
+        Receiver<(Key, Result<(), OpenError>)>,
+    ),
+    making: usize,
+    /// Connections with something to send.
+    stirred: Vec<ConnId>,
+    changed: bool,
+}
+
+/// The thread's whole life.
+pub(super) fn run(
+    listener: TcpListener,
+    shared: &Mutex<Shared>,
+    tell: &SyncSender<Result<(Waker, &'static str), ReactorError>>,
+) {
+    let mut reactor = match Reactor::new(Choice::Auto) {
+        Ok(reactor) => reactor,
+        Err(error) => return drop(tell.send(Err(error))),
+    };
+    let listener = match reactor.register(listener.into()) {
+        Ok(listener) => listener,
+        Err(error) => return drop(tell.send(Err(ReactorError::SetUpEpoll(error)))),
+    };
+    if tell.send(Ok((reactor.waker(), reactor.backend()))).is_err() {
+        return;
+    }
+    let mut server = Loop {
+        reactor,
+        pool: BufPool::keeping(KEEP),
+        shared,
+        listener,
+        conns: HashMap::new(),
+        next_conn: 1,
+        wanted: HashMap::new(),
+        slots: HashMap::new(),
+        pending: Pending::default(),
+        due: BTreeSet::new(),
+        made: sync_channel(MAKING),
+        making: 0,
+        stirred: Vec::new(),
+        changed: false,
+    };
+    server.reactor.accept(listener, ACCEPT);
+    server.serve();
+}
+
+impl Loop<'_> {
+    fn serve(&mut self) {
+        let mut completions = Vec::new();
+        loop {
+            let timeout = self.due.first().map_or(NAP, |(due, _)| due.since(now())).min(NAP);
+            if let Err(error) = self.reactor.wait(Some(timeout), &mut completions) {
+                tracing::error!(%error, "the data thread cannot wait for its work");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            for completion in completions.drain(..) {
+                self.complete(completion);
+            }
+            self.tick();
+            self.take_wanted();
+            self.take_made();
+            self.begin_making();
+            for conn in std::mem::take(&mut self.stirred) {
+                let flushed = self
+                    .conns
+                    .get_mut(&conn)
+                    .map(|conn| conn.channel.flush(&mut self.reactor));
+                if let Some(Err(error)) = flushed {
+                    self.drop_conn(conn, &error.to_string());
+                }
+            }
+            self.publish();
+        }
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let id = completion.token & !KIND;
+        match completion.token & KIND {
+            ACCEPT => self.accepted(completion),
+            RECV => self.received(ConnId(id), completion),
+            SEND => {
+                let Some(conn) = self.conns.get_mut(&ConnId(id)) else {
+                    return;
+                };
+                if let Err(error) = conn.channel.sent(completion, &mut self.reactor) {
+                    self.drop_conn(ConnId(id), &error.to_string());
+                }
+            }
+            WORK => {
+                let Some((key, work)) = self.pending.work.remove(&completion.token) else {
+                    return;
+                };
+                let Some(Slot::Served(served)) = self.slots.get_mut(&key) else {
+                    return;
+                };
+                let mut tokens = ForReplica(&mut self.pending, key);
+                if let Some(event) = served.completed(work, completion, &mut self.reactor, &mut tokens) {
+                    self.step(key, event);
+                }
+                self.close_when_idle(key);
+            }
+            _ => {}
+        }
+    }
+
+    fn accepted(&mut self, completion: Completion) {
+        match completion.result {
+            Ok(Outcome::Accepted(fd)) if self.conns.len() < MAX_CONNECTIONS => {
+                let id = ConnId(self.next_conn);
+                self.next_conn += 1;
+                let channel = Channel::new(fd, RECV | id.0, SEND | id.0, &mut self.reactor, &self.pool);
+                self.conns.insert(id, Conn { channel, key: None });
+            }
+            Ok(Outcome::Accepted(fd)) => {
+                tracing::warn!(
+                    limit = MAX_CONNECTIONS,
+                    "a connection is refused: there are too many"
+                );
+                self.reactor.close(fd);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        self.reactor.accept(self.listener, ACCEPT);
+    }
+
+    fn received(&mut self, id: ConnId, completion: Completion) {
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        let mut messages = Vec::new();
+        let received = conn
+            .channel
+            .received(completion, &mut self.reactor, &self.pool, &mut messages);
+        for (header, body) in messages {
+            self.request(id, header, body);
+        }
+        if let Err(error) = received {
+            self.drop_conn(id, &error.to_string());
+        }
+    }
+
+    /// A request: to the replica it names, which its connection is then bound to.
+    fn request(&mut self, id: ConnId, header: Header, body: Body<Data>) {
+        let key = (header.volume, header.replica);
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        let served = match self.slots.get_mut(&key) {
+            Some(Slot::Served(served)) if !served.closing => served,
+            _ => {
+                conn.channel.push(&header.reply(Status::WrongReplica), Body::None);
+                return self.stirred.push(id);
+            }
+        };
+        if conn.key != Some(key) {
+            if conn.key.is_some() || header.kind != Kind::Open {
+                conn.channel.push(&header.reply(Status::NotOpen), Body::None);
+                return self.stirred.push(id);
+            }
+            conn.key = Some(key);
+            served.conns.insert(id);
+        }
+        self.step(
+            key,
+            Event::Request {
+                conn: id,
+                header,
+                body,
+            },
+        );
+    }
+
+    fn step(&mut self, key: Key, event: Event<Data>) {
+        let Some(Slot::Served(served)) = self.slots.get_mut(&key) else {
+            return;
+        };
+        let before = stored(served);
+        let mut asked = Asked::default();
+        let mut tokens = ForReplica(&mut self.pending, key);
+        served.step(
+            now(),
+            event,
+            &mut self.reactor,
+            &self.pool,
+            &mut tokens,
+            &mut asked,
+        );
+        self.changed |= before != stored(served);
+        let deadline = served.core().deadline();
+        if deadline.is_some() && deadline != served.due {
+            served.due = deadline;
+            self.due.extend(deadline.map(|due| (due, key)));
+        }
+        for (conn, header, body) in asked.answers {
+            if let Some(to) = self.conns.get_mut(&conn) {
+                to.channel.push(&header, body);
+                if self.stirred.last() != Some(&conn) {
+                    self.stirred.push(conn);
+                }
+            }
+        }
+        for conn in asked.drop {
+            self.drop_conn(conn, "another connection took its place");
+        }
+    }
+
+    fn drop_conn(&mut self, id: ConnId, why: &str) {
+        let Some(conn) = self.conns.remove(&id) else {
+            return;
+        };
+        tracing::debug!(conn = %id, why, "connection ends");
+        self.reactor.close(conn.channel.fd());
+        if let Some(key) = conn.key {
+            if let Some(Slot::Served(served)) = self.slots.get_mut(&key) {
+                served.conns.remove(&id);
+            }
+            self.step(key, Event::Gone { conn: id });
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = now();
+        while let Some((due, key)) = self.due.first().copied().filter(|(due, _)| *due <= now) {
+            self.due.remove(&(due, key));
+            match self.slots.get_mut(&key) {
+                Some(Slot::Served(served)) => {
+                    served.due = None;
+                    self.step(key, Event::Tick);
+                }
+                Some(Slot::Failed { again, .. }) if *again <= now => {
+                    self.slots.remove(&key);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes over what the agent wants served.
+    fn take_wanted(&mut self) {
+        let wanted = self
+            .shared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .wanted
+            .take();
+        let Some(wanted) = wanted else { return };
+        self.wanted = wanted
+            .into_iter()
+            .map(|spec| ((spec.volume, spec.replica), spec))
+            .collect();
+        let gone: Vec<Key> = self
+            .slots
+            .keys()
+            .filter(|key| !self.wanted.contains_key(key))
+            .copied()
+            .collect();
+        for key in gone {
+            match self.slots.get_mut(&key) {
+                Some(Slot::Served(served)) => {
+                    served.closing = true;
+                    for conn in served.conns.clone() {
+                        self.drop_conn(conn, "the replica is closed");
+                    }
+                    self.close_when_idle(key);
+                }
+                Some(Slot::Failed { .. }) => {
+                    self.slots.remove(&key);
+                }
+                Some(Slot::Making) | None => {}
+            }
+        }
+        // A spec that changed (an unmade replica that is to be made now) is tried again at once.
+        self.slots.retain(|_, slot| !matches!(slot, Slot::Failed { .. }));
+        self.changed = true;
+    }
+
+    fn close_when_idle(&mut self, key: Key) {
+        let idle =
+            matches!(self.slots.get(&key), Some(Slot::Served(served)) if served.closing && served.is_idle());
+        if idle && let Some(Slot::Served(served)) = self.slots.remove(&key) {
+            served.close(&mut self.reactor);
+            self.changed = true;
+        }
+    }
+
+    /// Starts making or opening what is wanted and not there.
+    fn begin_making(&mut self) {
+        let missing: Vec<ReplicaSpec> = self
+            .wanted
+            .iter()
+            .filter(|(key, _)| !self.slots.contains_key(key))
+            .take(MAKING.saturating_sub(self.making))
+            .map(|(_, spec)| spec.clone())
+            .collect();
+        for spec in missing {
+            let key = (spec.volume, spec.replica);
+            let (tell, waker) = (self.made.0.clone(), self.reactor.waker());
+            let thread = std::thread::Builder::new()
+                .name("make-replica".to_owned())
+                .spawn(move || {
+                    let made = open::make_if_asked(&spec);
+                    // The server never goes away before its process.
+                    drop(tell.send((key, made)));
+                    waker.wake();
+                });
+            match thread {
+                Ok(_) => {
+                    self.making += 1;
+                    self.slots.insert(key, Slot::Making);
+                }
+                Err(error) => self.failed(
+                    key,
+                    ReplicaState::Failed(format!("no thread to open it on: {error}")),
+                ),
+            }
+            self.changed = true;
+        }
+    }
+
+    fn take_made(&mut self) {
+        while let Ok((key, made)) = self.made.1.try_recv() {
+            self.making -= 1;
+            self.changed = true;
+            self.slots.remove(&key);
+            let Some(spec) = self.wanted.get(&key).cloned() else {
+                continue;
+            };
+            if let Err(error) = made.and_then(|()| self.open(key, spec)) {
+                let state = match &error {
+                    OpenError::Missing => ReplicaState::Missing,
+                    _ => ReplicaState::Failed(error.to_string()),
+                };
+                tracing::warn!(volume = %key.0, replica = %key.1, %error, "replica can't be served");
+                self.failed(key, state);
+            }
+        }
+    }
+
+    fn open(&mut self, key: Key, spec: ReplicaSpec) -> Result<(), OpenError> {
+        let opened = open::open(&spec, now())?;
+        let register = |source| OpenError::File {
+            what: "use",
+            path: spec.data.clone(),
+            source,
+        };
+        let data = self.reactor.register(opened.data).map_err(register)?;
+        let meta = self.reactor.register(opened.meta).map_err(register)?;
+        self.slots.insert(
+            key,
+            Slot::Served(Box::new(Served::new(spec, opened.core, data, meta))),
+        );
+        Ok(())
+    }
+
+    fn failed(&mut self, key: Key, state: ReplicaState) {
+        let again = now() + RETRY;
+        self.due.insert((again, key));
+        self.slots.insert(key, Slot::Failed { state, again });
+        self.changed = true;
+    }
+
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        let report = self.slots.iter().map(|(key, slot)| report(*key, slot)).collect();
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).report = report;
+    }
+}
+
+fn report(key: Key, slot: &Slot) -> ReplicaReport {
+    let (state, stored) = match slot {
+        Slot::Making => (ReplicaState::Opening, View::default()),
+        Slot::Served(served) => (
+            if served.core().superblock().failed {
+                ReplicaState::Failed("its disk failed a write or a flush; see the satellite's log".to_owned())
+            } else {
+                ReplicaState::Ready
+            },
+            stored(served).0,
+        ),
+        Slot::Failed { state, .. } => (state.clone(), View::default()),
+    };
+    ReplicaReport {
+        volume: key.0,
+        replica: key.1,
+        state,
+        stored,
+    }
+}
+
+fn stored(served: &Served) -> (View, bool) {
+    (served.core().superblock().view, served.core().superblock().failed)
+}
+
+fn now() -> Time {
+    Time(clock::boottime())
+}
