@@ -195,10 +195,13 @@ pub(crate) async fn gone(context: &Context, name: &str) -> Result<(), Failure> {
             Err(error) => Err(error.into()),
             Ok(volume) => {
                 let nodes: Vec<&str> = volume.replicas.iter().map(|r| r.node.as_str()).collect();
-                Ok(Look::Pending(
-                    format!("removing replicas on {}", nodes.join(", ")),
-                    None,
-                ))
+                let doing = format!("removing replicas on {}", nodes.join(", "));
+                let doing = if volume.reason.is_empty() {
+                    doing
+                } else {
+                    format!("{doing}; {}", volume.reason)
+                };
+                Ok(Look::Pending(doing, None))
             }
         }
     })

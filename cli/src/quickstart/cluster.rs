@@ -15,7 +15,7 @@ use super::{LOOK, process};
 use crate::args::{Format, Global};
 use crate::context::Context;
 use crate::failure::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, note};
 
 /// A controller answers within this time after its start, also on a machine that is busy compiling.
 const CONTROLLER_DEADLINE: Duration = Duration::from_mins(1);
@@ -110,36 +110,32 @@ impl Cluster {
 
     /// Brings everything up. Not cancel-safe as such: what was started is stopped by [`Cluster::stop`].
     pub(crate) async fn start(&mut self) -> Result<(), Failure> {
+        note(&format!("starting controllers {}", names(&self.controllers)));
         self.start_controllers().await?;
         self.register_nodes().await?;
+        note(&format!("starting satellites {}", names(&self.satellites)));
         for satellite in &self.satellites {
-            satellite.start(None).await?;
+            satellite.start(&[]).await?;
         }
         self.nodes_online().await?;
         self.make_pools().await
     }
 
-    async fn start_controllers(&mut self) -> Result<(), Failure> {
-        let known: Vec<bool> = self
+    /// Those that are set up at once, new ones one after the other: a cluster takes in one at a time.
+    async fn start_controllers(&self) -> Result<(), Failure> {
+        let is_new = |controller: &Daemon| !fleet::is_set_up(&self.place.of(&controller.name));
+        for controller in self.controllers.iter().filter(|c| !is_new(c)) {
+            controller.start(&[]).await?;
+        }
+        for (controller, first) in self
             .controllers
             .iter()
-            .map(|c| self.record.set_up.contains(&c.name))
-            .collect();
-        for (controller, known) in self.controllers.iter().zip(&known) {
-            if *known {
-                controller.start(None).await?;
+            .zip(fleet::first_words(&self.place, &self.record))
+        {
+            if is_new(controller) {
+                controller.start(&first).await?;
+                self.controller_ready(controller).await?;
             }
-        }
-        for (place, (controller, known)) in self.controllers.iter().zip(&known).enumerate() {
-            if *known {
-                continue;
-            }
-            controller
-                .start(Some(if place == 0 { "init" } else { "join" }))
-                .await?;
-            self.controller_ready(controller).await?;
-            self.record.set_up.push(controller.name.clone());
-            self.place.save(&self.record)?;
         }
         for controller in &self.controllers {
             self.controller_ready(controller).await?;
@@ -309,6 +305,14 @@ impl Cluster {
     }
 }
 
+fn names(daemons: &[Daemon]) -> String {
+    daemons
+        .iter()
+        .map(|d| d.name.as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// Signals all and waits for all, at most `limit` together; kills who stays.
 async fn end(daemons: &[&Daemon], signal: Signal, limit: Duration) {
     for daemon in daemons {
@@ -320,7 +324,7 @@ async fn end(daemons: &[&Daemon], signal: Signal, limit: Duration) {
             .gone(deadline.saturating_duration_since(Instant::now()))
             .await
         {
-            crate::output::note(&format!("{} does not stop; killing it", daemon.title));
+            note(&format!("{} does not stop; killing it", daemon.title));
             daemon.signal(Signal::KILL);
         }
     }

@@ -24,7 +24,7 @@ pub(crate) struct Daemon {
     /// "controller c1", for messages.
     pub(crate) title: String,
     pub(crate) program: PathBuf,
-    /// After the program's name; `{verb}` is what the script is given, else "run".
+    /// After the program's name.
     pub(crate) arguments: Vec<String>,
     /// What it listens on.
     pub(crate) ports: Vec<u16>,
@@ -78,6 +78,7 @@ impl Daemon {
             "#!/bin/sh\n\
              # Starts Stor's {title} of this quickstart cluster, detached.\n\
              set -eu\n\
+             [ $# -gt 0 ] || set -- {arguments}\n\
              pid_file={pid_file}\n\
              if [ -r \"$pid_file\" ]; then\n\
              \x20   pid=$(cat \"$pid_file\")\n\
@@ -87,7 +88,7 @@ impl Daemon {
              \x20   fi\n\
              fi\n\
              cd /\n\
-             setsid {program} \"${{STOR_VERB:-run}}\" {arguments} </dev/null >>{log} 2>&1 &\n\
+             setsid {program} \"$@\" </dev/null >>{log} 2>&1 &\n\
              echo $! >\"$pid_file.new\"\n\
              mv \"$pid_file.new\" \"$pid_file\"\n",
             title = self.title,
@@ -99,8 +100,8 @@ impl Daemon {
         )
     }
 
-    /// Starts it by its script, unless it runs. `verb` instead of "run" makes a new controller.
-    pub(crate) async fn start(&self, verb: Option<&str>) -> Result<(), Failure> {
+    /// Starts it by its script, unless it runs. `words` instead of its usual arguments set up a new controller.
+    pub(crate) async fn start(&self, words: &[String]) -> Result<(), Failure> {
         if self.pid().is_some() {
             return Ok(());
         }
@@ -109,15 +110,11 @@ impl Daemon {
         }
         let mut command = tokio::process::Command::new(&self.script);
         command
+            .args(words)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        if let Some(verb) = verb {
-            command.env("STOR_VERB", verb);
-        } else {
-            command.env_remove("STOR_VERB");
-        }
         let child = command.spawn().map_err(|e| cannot("run", &self.script, &e))?;
         let ended = tokio::time::timeout(SCRIPT_DEADLINE, child.wait_with_output()).await;
         let failed = |why: String| Failure::failed(format!("{} can't be started", self.title)).why(why);
@@ -208,7 +205,7 @@ mod tests {
         let place = Place::take(dir.path()).unwrap();
         let daemon = pretend(&place, bin.path());
         daemon.write_script().unwrap();
-        daemon.start(None).await.unwrap();
+        daemon.start(&[]).await.unwrap();
         // The shell's child becomes `tail` a moment after the script has ended.
         let begin = std::time::Instant::now();
         while daemon.pid().is_none() && begin.elapsed() < Duration::from_secs(20) {
@@ -216,7 +213,7 @@ mod tests {
         }
         let pid = daemon.pid().unwrap();
         assert_eq!(process::all(place.dir()), [pid]);
-        daemon.start(None).await.unwrap();
+        daemon.start(&[]).await.unwrap();
         assert_eq!(daemon.pid(), Some(pid), "it is not started twice");
         daemon.signal(Signal::TERM);
         assert!(daemon.gone(Duration::from_secs(20)).await);
@@ -237,7 +234,7 @@ mod tests {
             Vec::new(),
         );
         daemon.write_script().unwrap();
-        daemon.start(None).await.unwrap();
+        daemon.start(&[]).await.unwrap();
         assert!(daemon.gone(Duration::from_secs(20)).await);
         fs::write(place.log("s1"), "first\nport 3370 is in use\n").unwrap();
         let failure = daemon.ended();

@@ -89,49 +89,81 @@ pub(crate) fn complete(record: Option<Record>, nodes: Option<u8>) -> Result<Reco
 
 /// The controllers, in order.
 pub(crate) fn controllers(place: &Place, programs: &Programs, record: &Record) -> Vec<Daemon> {
-    let seed = record
-        .controllers
-        .values()
-        .next()
-        .map(|c| format!("http://127.0.0.1:{}", c.peer));
-    let mut daemons = Vec::new();
-    for (name, ports) in &record.controllers {
-        let mut arguments = vec![
-            "--dir".to_owned(),
-            place.of(name).display().to_string(),
-            "--name".to_owned(),
-            name.clone(),
-            "--peer-listen".to_owned(),
-            format!("127.0.0.1:{}", ports.peer),
-            "--api-listen".to_owned(),
-            format!("127.0.0.1:{}", ports.api),
-        ];
-        if !daemons.is_empty() {
-            arguments.extend(seed.iter().flat_map(|seed| ["--seed".to_owned(), seed.clone()]));
-        }
+    let daemon = |(name, ports): (&String, &ControllerPorts)| {
+        let arguments = words(&["run", "--dir", &place.of(name).display().to_string()]);
         let listens = vec![ports.api, ports.peer];
-        daemons.push(Daemon::new(
+        Daemon::new(
             place,
             name,
             "controller",
             programs.controller.clone(),
             arguments,
             listens,
-        ));
+        )
+    };
+    record.controllers.iter().map(daemon).collect()
+}
+
+/// With which words each controller is started for the first time: the first makes the cluster, the others
+/// join it.
+pub(crate) fn first_words(place: &Place, record: &Record) -> Vec<Vec<String>> {
+    let mut seed: Option<String> = None;
+    let mut all = Vec::new();
+    for (name, ports) in &record.controllers {
+        let (peer, api) = (
+            format!("127.0.0.1:{}", ports.peer),
+            format!("127.0.0.1:{}", ports.api),
+        );
+        let dir = place.of(name).display().to_string();
+        let verb = if seed.is_some() { "join" } else { "init" };
+        let mut first = words(&[
+            verb,
+            "--run",
+            "--dir",
+            &dir,
+            "--name",
+            name,
+            "--peer-listen",
+            &peer,
+            "--api-listen",
+            &api,
+        ]);
+        match &seed {
+            Some(seed) => first.extend(words(&["--seed", seed])),
+            None => seed = Some(format!("http://{peer}")),
+        }
+        all.push(first);
     }
-    daemons
+    all
+}
+
+/// Whether the controller in `dir` only needs to be run. One whose settings can't be read is run too: it says
+/// itself what is wrong with them.
+pub(crate) fn is_set_up(dir: &Path) -> bool {
+    let Ok(text) = std::fs::read(dir.join("controller.json")) else {
+        return false;
+    };
+    let settings: Result<serde_json::Value, _> = serde_json::from_slice(&text);
+    settings.map_or(true, |s| {
+        s.get("complete").and_then(serde_json::Value::as_bool) != Some(false)
+    })
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 /// The satellites, the diskless one last.
 pub(crate) fn satellites(place: &Place, programs: &Programs, record: &Record) -> Vec<Daemon> {
     let (mut storage, mut diskless) = (Vec::new(), Vec::new());
     for (name, port) in &record.satellites {
-        let mut arguments = vec![
-            "--node".to_owned(),
-            name.clone(),
-            "--state-dir".to_owned(),
-            place.of(name).display().to_string(),
-        ];
+        let mut arguments = words(&[
+            "run",
+            "--node",
+            name,
+            "--state-dir",
+            &place.of(name).display().to_string(),
+        ]);
         for controller in record.controllers.values() {
             arguments.extend([
                 "--controller".to_owned(),
@@ -212,9 +244,19 @@ mod tests {
             satellite: "/bin/s".into(),
         };
         let record = complete(None, None).unwrap();
-        let controllers = controllers(&place, &programs, &record);
-        assert!(!controllers[0].arguments.contains(&"--seed".to_owned()));
-        assert!(controllers[2].arguments.contains(&"--seed".to_owned()));
+        let first = first_words(&place, &record);
+        let seed = format!("http://127.0.0.1:{}", record.controllers["c1"].peer);
+        assert_eq!(
+            first.iter().map(|w| w[0].as_str()).collect::<Vec<_>>(),
+            ["init", "join", "join"]
+        );
+        assert_eq!(
+            first.iter().map(|w| w.contains(&seed)).collect::<Vec<_>>(),
+            [false, true, true]
+        );
+        for controller in controllers(&place, &programs, &record) {
+            assert_eq!(controller.arguments[..2], ["run", "--dir"]);
+        }
         let satellites = satellites(&place, &programs, &record);
         assert_eq!(
             satellites.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
@@ -231,5 +273,19 @@ mod tests {
             );
         }
         assert!(!satellites[3].arguments.contains(&"--data-listen".to_owned()));
+    }
+
+    #[test]
+    fn a_controller_is_set_up_once_its_settings_say_so() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_set_up(dir.path()));
+        for (text, set_up) in [
+            (r#"{"complete":false}"#, false),
+            (r#"{"complete":true}"#, true),
+            ("{", true),
+        ] {
+            std::fs::write(dir.path().join("controller.json"), text).unwrap();
+            assert_eq!(is_set_up(dir.path()), set_up, "{text}");
+        }
     }
 }

@@ -259,7 +259,7 @@ async fn come_back(cluster: &Cluster, outage: Outage) -> Told<Written> {
     let Outage { load, node, before } = outage;
     let back = counters(cluster).await?;
     let begin = Instant::now();
-    cluster.satellite(&node)?.start(None).await?;
+    cluster.satellite(&node)?.start(&[]).await?;
     in_sync(cluster).await?;
     let took = begin.elapsed();
     let written = load.finish().await?;

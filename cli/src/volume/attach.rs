@@ -107,6 +107,9 @@ async fn look_attached(client: &Client, name: &str, node: &str) -> Result<Look<A
         Look::Pending(doing, None)
     };
     Ok(match attachment.state {
+        AttachmentState::Attached if attachment.device.is_empty() && attachment.nbd_uri.is_empty() => {
+            pending("the device is being made")
+        }
         AttachmentState::Attached => Look::Done(attachment),
         AttachmentState::Failed => {
             return Err(Failure::failed(format!("volume {name} can't be attached on node {node}"))
