@@ -6,5 +6,8 @@ pub mod cluster;
 pub mod observed;
 pub mod plan;
 pub mod reconcile;
+pub mod rest;
+pub mod server;
 pub mod session;
+pub mod settings;
 pub mod show;

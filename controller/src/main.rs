@@ -1,3 +1,198 @@
-//! The controller's binary.
+//! `stor-controller`: one controller of a Stor cluster.
 
-fn main() {}
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use stor_api::name;
+use stor_controller::server::{self, Running};
+use stor_controller::settings::{Settings, Wanted};
+use stor_raft::Timing;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+#[derive(Debug, Parser)]
+#[command(name = "stor-controller", version, about = "One controller of a Stor cluster")]
+struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Commands {
+    /// Make a new cluster with this controller as its only member
+    Init {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        who: Who,
+        /// Go on running afterwards
+        #[arg(long)]
+        run: bool,
+    },
+    /// Join this controller to a cluster
+    Join {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        who: Who,
+        /// Peer address of a controller of the cluster, http://HOST:PORT
+        #[arg(long, required = true)]
+        seed: Vec<String>,
+        /// Go on running afterwards
+        #[arg(long)]
+        run: bool,
+    },
+    /// Run a controller that was made by init or join
+    Run {
+        #[command(flatten)]
+        place: Place,
+        /// Listen for controllers and satellites here instead
+        #[arg(long)]
+        peer_listen: Option<SocketAddr>,
+        /// Listen for the API here instead
+        #[arg(long)]
+        api_listen: Option<SocketAddr>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// Directory of this controller's data
+    #[arg(long, env = "STOR_CONTROLLER_DIR", default_value = "/var/lib/stor/controller")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Who {
+    /// Name of this controller
+    #[arg(long)]
+    name: String,
+    /// Where to listen for controllers and satellites
+    #[arg(long, default_value = "127.0.0.1:3369")]
+    peer_listen: SocketAddr,
+    /// Where to listen for the API
+    #[arg(long, default_value = "127.0.0.1:3370")]
+    api_listen: SocketAddr,
+    /// HOST:PORT under which others reach the first [default: where it listens]
+    #[arg(long)]
+    peer_address: Option<String>,
+    /// HOST:PORT under which others reach the second [default: where it listens]
+    #[arg(long)]
+    api_address: Option<String>,
+}
+
+impl Who {
+    fn wanted(self) -> anyhow::Result<Wanted> {
+        name::check(name::Kind::Controller, &self.name)?;
+        Ok(Wanted {
+            name: self.name,
+            peer_listen: self.peer_listen,
+            api_listen: self.api_listen,
+            peer_address: self.peer_address,
+            api_address: self.api_address,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("STOR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    // Two threads carry a controller of thousands of volumes; more would only cost memory.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()
+        .map_err(|error| anyhow::anyhow!("the runtime does not start: {error}"));
+    let result = runtime.and_then(|runtime| runtime.block_on(execute(cli.command)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the last word of a program")]
+            {
+                // Its causes are in its text.
+                eprintln!("stor-controller: {error}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(command: Commands) -> anyhow::Result<()> {
+    let timing = Timing::default();
+    match command {
+        Commands::Init { place, who, run } => {
+            let settings = Settings::begin(&place.dir, who.wanted()?)?;
+            let settings = server::init(&place.dir, settings, timing).await?;
+            tracing::info!(name = %settings.name, dir = %place.dir.display(), "a new cluster was made");
+            if run {
+                serve(server::start(&place.dir, &settings, timing).await?).await?;
+            }
+            Ok(())
+        }
+        Commands::Join {
+            place,
+            who,
+            seed,
+            run,
+        } => {
+            let settings = Settings::begin(&place.dir, who.wanted()?)?;
+            let running = server::join(&place.dir, settings, &seed, timing).await?;
+            tracing::info!(dir = %place.dir.display(), "joined the cluster");
+            if run {
+                serve(running).await
+            } else {
+                stop(running).await
+            }
+        }
+        Commands::Run {
+            place,
+            peer_listen,
+            api_listen,
+        } => {
+            let mut settings = Settings::load(&place.dir)?;
+            settings.peer_listen = peer_listen.unwrap_or(settings.peer_listen);
+            settings.api_listen = api_listen.unwrap_or(settings.api_listen);
+            serve(server::start(&place.dir, &settings, timing).await?).await
+        }
+    }
+}
+
+async fn stop(running: Running) -> anyhow::Result<()> {
+    running.stop().await;
+    Ok(())
+}
+
+fn caught(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).map_err(|error| anyhow::anyhow!("signals can't be caught: {error}"))
+}
+
+/// Runs until a signal or a failure of the storage.
+async fn serve(running: Running) -> anyhow::Result<()> {
+    let mut terminate = caught(SignalKind::terminate())?;
+    let mut interrupt = caught(SignalKind::interrupt())?;
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        why = running.failed() => Some(why),
+    };
+    match failure {
+        None => {
+            tracing::info!("stopping");
+            running.stop().await;
+            Ok(())
+        }
+        Some(why) => {
+            running.stop_now().await;
+            anyhow::bail!("the controller can't go on: {why}")
+        }
+    }
+}

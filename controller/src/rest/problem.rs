@@ -1,0 +1,192 @@
+//! Failures of requests as `application/problem+json`: what, why, what to do.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use stor_api::objects::PlacementVerdict;
+use stor_api::problem::{CONTENT_TYPE, Problem};
+use stor_replication::catalogue::Refusal;
+
+use crate::catalogue::Refused;
+use crate::cluster::Trouble;
+
+/// Header of answers the front may try again; never leaves the cluster.
+pub(super) const OUTCOME: &str = "x-stor-outcome";
+
+/// What a request that failed for lack of a leader has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing.
+    NotDone,
+    /// Everything or nothing.
+    Unknown,
+}
+
+impl Outcome {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::NotDone => "not-done",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    pub(super) fn from_word(word: &[u8]) -> Option<Self> {
+        [Self::NotDone, Self::Unknown]
+            .into_iter()
+            .find(|outcome| outcome.word().as_bytes() == word)
+    }
+}
+
+/// A request that failed.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    problem: Box<Problem>,
+    outcome: Option<Outcome>,
+}
+
+impl Failure {
+    pub(super) fn new(status: StatusCode, code: &str, title: impl Into<String>) -> Self {
+        Self {
+            problem: Box::new(Problem {
+                kind: format!("urn:stor:problem:{code}"),
+                status: status.as_u16(),
+                title: title.into(),
+                detail: String::new(),
+                remedy: String::new(),
+                placement: Vec::new(),
+            }),
+            outcome: None,
+        }
+    }
+
+    pub(super) fn because(mut self, detail: impl Into<String>) -> Self {
+        self.problem.detail = detail.into();
+        self
+    }
+
+    pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.problem.remedy = remedy.into();
+        self
+    }
+
+    pub(super) fn placement(mut self, placement: Vec<PlacementVerdict>) -> Self {
+        self.problem.placement = placement;
+        self
+    }
+
+    fn outcome(mut self, outcome: Outcome) -> Self {
+        self.outcome = Some(outcome);
+        self
+    }
+
+    pub(super) fn not_found(what: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", format!("there is no {what}"))
+    }
+
+    pub(super) fn conflict(code: &str, title: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, title)
+    }
+
+    pub(super) fn invalid(title: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", title.to_string())
+    }
+
+    pub(super) fn no_leader() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no-leader",
+            "no controller leads the cluster",
+        )
+        .because("A majority of the controllers must be running and reach each other.")
+        .remedy("start the controllers that are down; volumes in use go on meanwhile")
+        .outcome(Outcome::NotDone)
+    }
+
+    pub(super) fn undecided(why: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "undecided",
+            "the request has no known outcome",
+        )
+        .because(why)
+        .remedy("look whether it was done, or ask again: every request may be repeated")
+        .outcome(Outcome::Unknown)
+    }
+
+    pub(super) fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the controller failed",
+        )
+        .remedy("look into the controller's log")
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::NotLeader => Self::no_leader(),
+            Trouble::Undecided(why) => Self::undecided(why),
+            Trouble::TooLarge(_) => Self::too_large(),
+            Trouble::Database(source) => source.into(),
+        }
+    }
+}
+
+impl Failure {
+    pub(super) fn too_large() -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "the request is larger than 1 MiB",
+        )
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        tracing::error!(%error, "reading the catalogue for a request failed");
+        Self::internal()
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        let title = refused.to_string();
+        match refused {
+            Refused::NoSuch { object } => Self::not_found(object),
+            Refused::Exists { .. } => Self::conflict("exists", title)
+                .remedy("choose another name, or ask for exactly what is there"),
+            Refused::InUse { .. } => Self::conflict("in-use", title),
+            Refused::Revision { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "changed", title)
+                .remedy("read it again and decide anew"),
+            Refused::State { .. } => Self::conflict("state", title),
+            Refused::PlacementStale { .. } => {
+                Self::conflict("busy", title).remedy("ask again: others were placed at the same time")
+            }
+            Refused::View {
+                refusal: Refusal::Attached { node },
+                ..
+            } => Self::conflict("attached", title)
+                .because(format!("Node {node} has the right to use it."))
+                .remedy("detach it there, or attach with force, which fences that node's engine"),
+            Refused::View { .. } => Self::conflict("changed", title).remedy("ask again"),
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, axum::Json(*self.problem)).into_response();
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+        if let Some(outcome) = self.outcome {
+            response
+                .headers_mut()
+                .insert(OUTCOME, HeaderValue::from_static(outcome.word()));
+        }
+        response
+    }
+}

@@ -1,0 +1,166 @@
+//! `?watch=1`: the answer to a GET again whenever it changes, as server-sent events. Events themselves are streamed
+//! one by one, from this controller's own catalogue.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream};
+use stor_raft::HttpRequest;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::front::Front;
+use super::problem::Failure;
+use crate::catalogue::load;
+use crate::show;
+
+/// What satellites report moves answers without moving the catalogue, and is known to the leader only.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Changes that come together are one look.
+const GATHER: Duration = Duration::from_millis(50);
+/// Comments on a silent stream, so that both ends know that the other is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Events read at once.
+const EVENTS: u64 = 256;
+
+/// The request without `watch`, when it has it.
+pub(super) fn wanted(request: &HttpRequest) -> Option<HttpRequest> {
+    let (path, query) = request.path_and_query.split_once('?')?;
+    let is_watch = |part: &str| matches!(part, "watch" | "watch=1" | "watch=true");
+    if !query.split('&').any(is_watch) {
+        return None;
+    }
+    let rest: Vec<&str> = query.split('&').filter(|part| !is_watch(part)).collect();
+    let path_and_query = if rest.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{}", rest.join("&"))
+    };
+    Some(HttpRequest {
+        path_and_query,
+        ..request.clone()
+    })
+}
+
+/// The stream.
+pub(super) fn stream(front: Arc<Front>, request: HttpRequest) -> Response {
+    let Ok(permit) = Arc::clone(&front.watchers).try_acquire_owned() else {
+        return Failure::new(
+            axum::http::StatusCode::SERVICE_UNAVAILABLE,
+            "too-many-watchers",
+            "this controller has as many open streams as it takes",
+        )
+        .remedy("ask another controller")
+        .into_response();
+    };
+    let applied = front.cluster.raft.applied();
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    let (path, query) = request
+        .path_and_query
+        .split_once('?')
+        .unwrap_or((&request.path_and_query, ""));
+    if path == "/api/v1/events" {
+        let after = query
+            .split('&')
+            .find_map(|part| part.strip_prefix("after="))
+            .map(str::parse);
+        return match after.transpose() {
+            Ok(after) => {
+                let follow = Follow {
+                    front,
+                    after: after.unwrap_or(0),
+                    applied,
+                    _permit: permit,
+                };
+                Sse::new(events(follow)).keep_alive(keep_alive).into_response()
+            }
+            Err(_) => Failure::invalid("after must be the number of an event").into_response(),
+        };
+    }
+    let watch = Watch {
+        front,
+        request,
+        applied,
+        last: None,
+        ended: false,
+        _permit: permit,
+    };
+    Sse::new(answers(watch)).keep_alive(keep_alive).into_response()
+}
+
+struct Follow {
+    front: Arc<Front>,
+    after: u64,
+    applied: watch::Receiver<u64>,
+    _permit: OwnedSemaphorePermit,
+}
+
+fn events(follow: Follow) -> impl Stream<Item = Result<Event, Infallible>> {
+    let pages = stream::unfold(follow, |mut follow| async move {
+        loop {
+            follow.applied.borrow_and_update();
+            match page(&follow).await {
+                Ok(page) if page.is_empty() => {}
+                Ok(page) => {
+                    follow.after = page.last().map_or(follow.after, |event| event.seq);
+                    return Some((page, follow));
+                }
+                Err(failure) => {
+                    tracing::warn!(?failure, "a stream of events ends");
+                    return None;
+                }
+            }
+            follow.applied.changed().await.ok()?;
+        }
+    });
+    futures_util::StreamExt::flat_map(pages, |page| {
+        stream::iter(page.into_iter().filter_map(|event| {
+            let data = serde_json::to_string(&event).ok()?;
+            Some(Ok(Event::default().id(event.seq.to_string()).data(data)))
+        }))
+    })
+}
+
+async fn page(follow: &Follow) -> Result<Vec<stor_api::objects::Event>, Failure> {
+    let mut look = follow.front.cluster.look_local().await?;
+    let rows = load::events(look.rows(), follow.after, EVENTS).await?;
+    Ok(rows.iter().map(show::event).collect())
+}
+
+struct Watch {
+    front: Arc<Front>,
+    request: HttpRequest,
+    applied: watch::Receiver<u64>,
+    last: Option<Vec<u8>>,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+fn answers(watch: Watch) -> impl Stream<Item = Result<Event, Infallible>> {
+    stream::unfold(watch, |mut watch| async move {
+        if watch.ended {
+            return None;
+        }
+        loop {
+            watch.applied.borrow_and_update();
+            let answer = watch.front.answer(watch.request.clone()).await;
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            // Without a leader there is no news; anything else that is no answer ends the stream.
+            if answer.status != 200 && !matches!(answer.status, 503 | 504) {
+                watch.ended = true;
+                return Some((Ok(Event::default().event("problem").data(text)), watch));
+            }
+            if answer.status == 200 && watch.last.as_ref() != Some(&answer.body) {
+                watch.last = Some(answer.body);
+                return Some((Ok(Event::default().data(text)), watch));
+            }
+            let changed = tokio::time::timeout(LOOK_AGAIN, watch.applied.changed()).await;
+            if matches!(changed, Ok(Err(_))) {
+                return None;
+            }
+            tokio::time::sleep(GATHER).await;
+        }
+    })
+}

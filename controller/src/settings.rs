@@ -1,0 +1,325 @@
+//! Who a controller is: `controller.json` in its directory, written by `init` and `join`, read by `run`.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use stor_raft::PeerInfo;
+use thiserror::Error;
+use uuid::Uuid;
+
+/// Version of the file this program writes, and the newest it reads.
+const FORMAT: u32 = 1;
+const FILE: &str = "controller.json";
+
+/// What `controller.json` holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// Version of the file.
+    format: u32,
+    /// Whether `init` or `join` came to its end; if not, it is continued.
+    pub complete: bool,
+    /// Raft id; random, so that it is never used again.
+    pub id: u64,
+    /// For people.
+    pub name: String,
+    /// Where other controllers and satellites are taken.
+    pub peer_listen: SocketAddr,
+    /// Where the REST API is served.
+    pub api_listen: SocketAddr,
+    /// `host:port` under which others reach `peer_listen`.
+    pub peer_address: String,
+    /// `host:port` under which others reach `api_listen`.
+    pub api_address: String,
+}
+
+/// The settings can't be used.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    /// No `init` or `join` before.
+    #[error(
+        "{} is not initialised; run `stor-controller init` (a new cluster) or `stor-controller join` first",
+        dir.display()
+    )]
+    Missing {
+        /// Directory.
+        dir: PathBuf,
+    },
+    /// An `init` or `join` before.
+    #[error("{} is initialised already, as controller {name}; start it with `stor-controller run`", dir.display())]
+    Present {
+        /// Directory.
+        dir: PathBuf,
+        /// Who it is.
+        name: String,
+    },
+    /// It was begun as somebody else.
+    #[error(
+        "{} was begun as controller {name} on {address}; go on with these values, or empty the directory",
+        dir.display()
+    )]
+    Other {
+        /// Directory.
+        dir: PathBuf,
+        /// Who it was.
+        name: String,
+        /// Where.
+        address: String,
+    },
+    /// `init` or `join` did not end.
+    #[error("{} was not set up to the end; repeat the `stor-controller init` or `join` that was interrupted", dir.display())]
+    Incomplete {
+        /// Directory.
+        dir: PathBuf,
+    },
+    /// From the future.
+    #[error(
+        "{} was written by a newer version (format {found}, this one knows {FORMAT}); start that version", path.display()
+    )]
+    Newer {
+        /// File.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// Not ours, or damaged.
+    #[error("{} is damaged: {source}; restore it from a backup", path.display())]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// The file can't be read or written.
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        /// What we were doing.
+        doing: &'static str,
+        /// File or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others can't connect to "any address".
+    #[error("{listen} is no address others can connect to; say with {flag} how they reach this machine")]
+    NoAddress {
+        /// Where it listens.
+        listen: SocketAddr,
+        /// Flag to give.
+        flag: &'static str,
+    },
+}
+
+/// What `init` and `join` are told.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Name.
+    pub name: String,
+    /// See [`Settings::peer_listen`].
+    pub peer_listen: SocketAddr,
+    /// See [`Settings::api_listen`].
+    pub api_listen: SocketAddr,
+    /// See [`Settings::peer_address`]; absent: `peer_listen`.
+    pub peer_address: Option<String>,
+    /// See [`Settings::api_address`]; absent: `api_listen`.
+    pub api_address: Option<String>,
+}
+
+impl Settings {
+    /// The settings of a directory that was set up to the end.
+    pub fn load(dir: &Path) -> Result<Self, SettingsError> {
+        match Self::read(dir)? {
+            None => Err(SettingsError::Missing { dir: dir.to_owned() }),
+            Some(settings) if !settings.complete => Err(SettingsError::Incomplete { dir: dir.to_owned() }),
+            Some(settings) => Ok(settings),
+        }
+    }
+
+    /// Begins to set up a directory, or goes on where an earlier attempt was cut off: with the same id, since
+    /// others may have heard of it.
+    pub fn begin(dir: &Path, wanted: Wanted) -> Result<Self, SettingsError> {
+        let peer_address = address(wanted.peer_address, wanted.peer_listen, "--peer-address")?;
+        let api_address = address(wanted.api_address, wanted.api_listen, "--api-address")?;
+        if let Some(present) = Self::read(dir)? {
+            if present.complete {
+                return Err(SettingsError::Present {
+                    dir: dir.to_owned(),
+                    name: present.name,
+                });
+            }
+            if present.name != wanted.name || present.peer_address != peer_address {
+                return Err(SettingsError::Other {
+                    dir: dir.to_owned(),
+                    name: present.name,
+                    address: present.peer_address,
+                });
+            }
+            return Ok(present);
+        }
+        fs::create_dir_all(dir).map_err(io_error("cannot create", dir))?;
+        let settings = Self {
+            format: FORMAT,
+            complete: false,
+            id: random_id(),
+            name: wanted.name,
+            peer_listen: wanted.peer_listen,
+            api_listen: wanted.api_listen,
+            peer_address,
+            api_address,
+        };
+        settings.store(dir)?;
+        Ok(settings)
+    }
+
+    /// Notes that the directory is set up.
+    pub fn complete(mut self, dir: &Path) -> Result<Self, SettingsError> {
+        self.complete = true;
+        self.store(dir)?;
+        Ok(self)
+    }
+
+    /// This controller as the others know it.
+    pub fn peer(&self) -> PeerInfo {
+        PeerInfo {
+            id: self.id,
+            name: self.name.clone(),
+            peer_address: self.peer_address.clone(),
+            api_address: self.api_address.clone(),
+        }
+    }
+
+    fn read(dir: &Path) -> Result<Option<Self>, SettingsError> {
+        let path = dir.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(SettingsError::Io {
+                    doing: "cannot read",
+                    path,
+                    source,
+                });
+            }
+        };
+        let damaged = |source| SettingsError::Damaged {
+            path: path.clone(),
+            source,
+        };
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
+        let found = value
+            .get("format")
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or(0);
+        if found > u64::from(FORMAT) {
+            return Err(SettingsError::Newer { path, found });
+        }
+        serde_json::from_value(value).map(Some).map_err(damaged)
+    }
+
+    /// The old content or the new one after a crash, never a part.
+    fn store(&self, dir: &Path) -> Result<(), SettingsError> {
+        let (path, draft) = (dir.join(FILE), dir.join("controller.json.new"));
+        let mut text = serde_json::to_vec_pretty(self).map_err(|source| SettingsError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
+        text.push(b'\n');
+        let write = || {
+            let mut file = File::create(&draft)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&draft, &path)?;
+            File::open(dir)?.sync_all()
+        };
+        write().map_err(io_error("cannot write", &path))
+    }
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SettingsError {
+    let path = path.to_owned();
+    move |source| SettingsError::Io { doing, path, source }
+}
+
+fn address(given: Option<String>, listen: SocketAddr, flag: &'static str) -> Result<String, SettingsError> {
+    match given {
+        Some(address) => Ok(address
+            .trim_start_matches("http://")
+            .trim_end_matches('/')
+            .to_owned()),
+        None if listen.ip().is_unspecified() => Err(SettingsError::NoAddress { listen, flag }),
+        None => Ok(listen.to_string()),
+    }
+}
+
+/// 48 random bits: JSON readers keep them exact, and they do not meet twice in one cluster.
+fn random_id() -> u64 {
+    let random = Uuid::new_v4().as_u64_pair().1;
+    (random & ((1 << 48) - 1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(name: &str) -> Wanted {
+        Wanted {
+            name: name.into(),
+            peer_listen: ([127, 0, 0, 1], 3369).into(),
+            api_listen: ([127, 0, 0, 1], 3370).into(),
+            peer_address: None,
+            api_address: Some("http://c1.example:3370/".into()),
+        }
+    }
+
+    #[test]
+    fn a_set_up_that_was_cut_off_goes_on_with_its_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("new/c1");
+        assert!(matches!(Settings::load(&dir), Err(SettingsError::Missing { .. })));
+        let begun = Settings::begin(&dir, wanted("c1")).unwrap();
+        assert_eq!(
+            (begun.peer_address.as_str(), begun.api_address.as_str()),
+            ("127.0.0.1:3369", "c1.example:3370")
+        );
+        assert!(matches!(
+            Settings::load(&dir),
+            Err(SettingsError::Incomplete { .. })
+        ));
+        assert!(matches!(
+            Settings::begin(&dir, wanted("c2")),
+            Err(SettingsError::Other { .. })
+        ));
+        let again = Settings::begin(&dir, wanted("c1")).unwrap();
+        assert_eq!(again, begun);
+        let complete = again.complete(&dir).unwrap();
+        assert_eq!(Settings::load(&dir).unwrap(), complete);
+        assert!(matches!(
+            Settings::begin(&dir, wanted("c1")),
+            Err(SettingsError::Present { .. })
+        ));
+    }
+
+    #[test]
+    fn any_address_is_not_one_to_connect_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let listen_anywhere = Wanted {
+            peer_listen: ([0, 0, 0, 0], 3369).into(),
+            ..wanted("c1")
+        };
+        let refused = Settings::begin(dir.path(), listen_anywhere).unwrap_err();
+        assert!(refused.to_string().contains("--peer-address"), "{refused}");
+    }
+
+    #[test]
+    fn damaged_and_newer_files_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, newer) in [("{\"format\":2}", true), ("{\"format\":1}", false), ("{", false)] {
+            fs::write(dir.path().join(FILE), text).unwrap();
+            let error = Settings::load(dir.path()).unwrap_err();
+            assert_eq!(matches!(error, SettingsError::Newer { .. }), newer, "{error}");
+            assert_eq!(matches!(error, SettingsError::Damaged { .. }), !newer, "{error}");
+        }
+    }
+}
