@@ -115,7 +115,7 @@ impl<P: Clone> Engine<P> {
         }
         let grace = self.grace();
         let reason = |peer: &Peer<P>| {
-            let away = peer.down_since().is_some_and(|since| now.since(since) >= grace);
+            let away = peer.is_away(now, grace);
             peer.fault.or(away.then_some(EjectReason::Unreachable))
         };
         let gone: Vec<(ReplicaId, EjectReason)> = self

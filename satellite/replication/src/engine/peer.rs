@@ -148,6 +148,16 @@ impl<P> Peer<P> {
         !self.is_open() || self.sync.is_some() || self.fault.is_some()
     }
 
+    /// It can't be reached for `grace`. A replica that was reached and considers its promise is not away:
+    /// it waits for I/O or a lease of an older epoch to end.
+    pub(super) fn is_away(&self, now: Time, grace: Duration) -> bool {
+        match self.link {
+            Link::Down { since, .. } | Link::Connecting { since, .. } => now.since(since) >= grace,
+            Link::Opening { .. } => now.since(self.heard) >= REQUEST_DEADLINE,
+            Link::Open { .. } => false,
+        }
+    }
+
     /// Since when it can't be reached.
     pub(super) fn down_since(&self) -> Option<Time> {
         match self.link {
@@ -280,6 +290,10 @@ impl<P: Clone> Engine<P> {
                     peer.link = Link::Connecting { link, since };
                     peer.heard = now;
                     out.push(Command::Connect { replica, link });
+                }
+                Link::Opening { link, .. } if now.since(peer.heard) > REQUEST_DEADLINE => {
+                    out.push(Command::Disconnect { replica, link });
+                    self.link_down(now, replica, out);
                 }
                 Link::Down { .. } | Link::Opening { .. } => {}
                 Link::Connecting { link, .. } if now.since(peer.heard) > SILENCE => {

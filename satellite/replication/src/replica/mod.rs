@@ -160,6 +160,8 @@ struct Opening {
     header: Header,
     /// Generation of the stored pages that holds the new fence.
     stored_at: u64,
+    /// A lease of an older epoch had not run out when last looked at.
+    leased: bool,
 }
 
 #[derive(Debug)]
@@ -217,8 +219,11 @@ impl<P: Clone> Replica<P> {
         read: &mut dyn FnMut(u64, usize) -> Result<Vec<u8>, E>,
     ) -> Result<Self, LoadError<E>> {
         let (superblock, maps) = Maps::load(volume, id, read)?;
-        // A process that ended may have granted a lease just before: assume it did.
-        let lease = (superblock.fence, now + LEASE);
+        // A process that ended may have granted a lease just before: assume it did, if it ever promised.
+        let lease = match superblock.fence {
+            Epoch(0) => (Epoch(0), Time::default()),
+            fence => (fence, now + LEASE),
+        };
         Ok(Self {
             volume,
             id,
@@ -252,7 +257,8 @@ impl<P: Clone> Replica<P> {
 
     /// When [`Event::Tick`] is due, if at all.
     pub fn deadline(&self) -> Option<Time> {
-        let lease = self.opening.as_ref().map(|_| self.lease.1);
+        let leased = self.opening.as_ref().filter(|opening| opening.leased);
+        let lease = leased.map(|_| self.lease.1);
         [lease, self.maps.deadline()].into_iter().flatten().min()
     }
 

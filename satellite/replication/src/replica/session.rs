@@ -47,6 +47,7 @@ impl<P: Clone> Replica<P> {
             conn,
             header,
             stored_at: self.maps.generation(),
+            leased: false,
         });
     }
 
@@ -66,10 +67,10 @@ impl<P: Clone> Replica<P> {
     /// Gives the promise once the fence is durable, the disk is idle and older leases are over.
     //= docs/replication.md#R4
     pub(super) fn try_promise(&mut self, now: Time, out: &mut Vec<Command<P>>) {
-        let Some(opening) = &self.opening else { return };
+        let Some(opening) = &mut self.opening else { return };
         let (holder, until) = self.lease;
-        let leased = holder < opening.header.view.epoch && now < until;
-        if leased || !self.disk.is_empty() || !self.maps.stored(opening.stored_at) {
+        opening.leased = holder < opening.header.view.epoch && now < until;
+        if opening.leased || !self.disk.is_empty() || !self.maps.stored(opening.stored_at) {
             return;
         }
         let Some(Opening { conn, header, .. }) = self.opening.take() else {

@@ -1,0 +1,320 @@
+//! An engine process and two replica servers, with the test in the place of agent and catalogue.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use stor_replication::catalogue::{Member, MemberState, VolumeRow, decide};
+use stor_replication::ids::{CacheId, ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_satellite::control::{Config, FromEngine, Report, State, ToEngine, Transport};
+use stor_satellite::replicas::{ReplicaSpec, ReplicaState, Server};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const SIZE: u64 = 64 << 20;
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Replica servers in this process, each with one replica of the volume.
+struct Storage {
+    servers: Vec<Server>,
+    specs: Vec<ReplicaSpec>,
+    volume: VolumeId,
+    lineage: Lineage,
+}
+
+impl Storage {
+    fn new(dir: &Path, count: u32) -> Self {
+        let (volume, lineage) = (VolumeId(Uuid::new_v4()), Lineage(Uuid::new_v4()));
+        let mut storage = Self {
+            servers: Vec::new(),
+            specs: Vec::new(),
+            volume,
+            lineage,
+        };
+        for number in 1..=count {
+            let spec = ReplicaSpec {
+                volume,
+                replica: ReplicaId(number),
+                data: dir.join(format!("r{number}.data")),
+                meta: dir.join(format!("r{number}.meta")),
+                size: SIZE,
+                lineage,
+                create: Some(true),
+                cache: CacheId(Uuid::new_v4()),
+            };
+            let server = Server::start("127.0.0.1:0".parse().unwrap()).unwrap();
+            server.set(vec![spec.clone()]);
+            wait_for("the replica", || {
+                let report = server.report();
+                let state = report.first().map(|replica| replica.state.clone());
+                assert!(!matches!(state, Some(ReplicaState::Failed(_))), "{state:?}");
+                (state == Some(ReplicaState::Ready)).then_some(())
+            });
+            storage.servers.push(server);
+            storage.specs.push(spec);
+        }
+        storage
+    }
+
+    fn row(&self) -> VolumeRow {
+        let member = |spec: &ReplicaSpec| Member {
+            node: format!("s{}", spec.replica),
+            joined: Some(ConfigSeq(0)),
+            state: MemberState::InSync,
+        };
+        VolumeRow {
+            volume: self.volume,
+            size: SIZE,
+            revision: 1,
+            view: View {
+                epoch: Epoch(1),
+                config: ConfigSeq(0),
+            },
+            owner: Some("k1".to_owned()),
+            clean: false,
+            clean_before: true,
+            lineage: self.lineage,
+            min_in_sync: 1,
+            replicas: self
+                .specs
+                .iter()
+                .map(|spec| (spec.replica, member(spec)))
+                .collect::<BTreeMap<_, _>>(),
+        }
+    }
+}
+
+/// The engine process, and the test's end of its control socket.
+struct Engine {
+    child: Child,
+    control: UnixStream,
+    row: VolumeRow,
+    report: Option<Report>,
+    socket: PathBuf,
+}
+
+impl Engine {
+    fn start(dir: &Path, storage: &Storage, row: VolumeRow) -> Self {
+        let path = dir.join("control.sock");
+        let log = std::fs::File::create(dir.join("engine.log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_stor-satellite"))
+            .args(["engine", "--volume", &row.volume.to_string(), "--control"])
+            .arg(&path)
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let control = wait_for("the control socket", || UnixStream::connect(&path).ok());
+        control.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let socket = dir.join("nbd.sock");
+        let addresses = storage.specs.iter().zip(&storage.servers);
+        let config = Config {
+            name: "vol".to_owned(),
+            epoch: row.view.epoch,
+            row: row.clone(),
+            addresses: addresses
+                .map(|(spec, server)| (spec.replica, server.address().to_string()))
+                .collect(),
+            transport: Transport::Socket { path: socket.clone() },
+            read_only: false,
+        };
+        let mut engine = Self {
+            child,
+            control,
+            row,
+            report: None,
+            socket,
+        };
+        engine.tell(&ToEngine::Configure(config));
+        engine
+    }
+
+    fn tell(&mut self, message: &ToEngine) {
+        let text = serde_json::to_vec(message).unwrap();
+        self.control
+            .write_all(&u32::try_from(text.len()).unwrap().to_le_bytes())
+            .unwrap();
+        self.control.write_all(&text).unwrap();
+    }
+
+    /// Takes the engine's next message; answers its proposals as the catalogue would.
+    fn hear(&mut self) -> FromEngine {
+        let mut length = [0; 4];
+        self.control.read_exact(&mut length).unwrap();
+        let mut text = vec![0; u32::from_le_bytes(length) as usize];
+        self.control.read_exact(&mut text).unwrap();
+        let message: FromEngine = serde_json::from_slice(&text).unwrap();
+        match &message {
+            FromEngine::Propose { id, change } => {
+                let refusal = match decide(&self.row, change) {
+                    Ok(row) => {
+                        self.row = row;
+                        None
+                    }
+                    Err(refusal) => Some(refusal),
+                };
+                let (id, row) = (*id, self.row.clone());
+                self.tell(&ToEngine::Outcome { id, row, refusal });
+            }
+            FromEngine::Report(report) => self.report = Some(report.clone()),
+            FromEngine::Hello { .. } | FromEngine::Read { .. } | FromEngine::Stopped { .. } => {}
+        }
+        message
+    }
+
+    fn wait_serving(&mut self) {
+        while self.report.as_ref().map(|report| report.state) != Some(State::Serving) {
+            self.hear();
+        }
+    }
+
+    fn uri(&self) -> String {
+        format!("nbd+unix:///vol?socket={}", self.socket.display())
+    }
+
+    /// Stops it in order; whether it ended clean. No replica may have been removed meanwhile.
+    fn stop(mut self) -> bool {
+        assert_eq!(
+            self.row.in_sync().count(),
+            self.row.replicas.len(),
+            "{:?}",
+            self.row
+        );
+        self.tell(&ToEngine::Stop);
+        let clean = loop {
+            if let FromEngine::Stopped { clean } = self.hear() {
+                break clean;
+            }
+        };
+        assert!(self.child.wait().unwrap().success());
+        clean
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Ended already where the test went well.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn directory() -> TempDir {
+    // Not /tmp, which may be a tmpfs without direct I/O.
+    tempfile::tempdir_in("/var/tmp").unwrap()
+}
+
+#[test]
+fn what_a_client_writes_is_on_every_replica_and_reads_back() {
+    let dir = directory();
+    let storage = Storage::new(dir.path(), 2);
+    let mut engine = Engine::start(dir.path(), &storage, storage.row());
+    engine.wait_serving();
+    let image = dir.path().join("image");
+    let bytes: Vec<u8> = (0..SIZE / 8)
+        .flat_map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes())
+        .collect();
+    std::fs::write(&image, &bytes).unwrap();
+    let back = dir.path().join("back");
+    run("nbdcopy", &[image.to_str().unwrap(), &engine.uri()]);
+    run("nbdcopy", &[&engine.uri(), back.to_str().unwrap()]);
+    assert!(
+        std::fs::read(&back).unwrap() == bytes,
+        "what was read back differs"
+    );
+    assert!(engine.stop(), "not clean");
+    for spec in &storage.specs {
+        assert!(
+            std::fs::read(&spec.data).unwrap() == bytes,
+            "{} differs",
+            spec.data.display()
+        );
+    }
+}
+
+#[test]
+fn fio_verifies_at_depth() {
+    let dir = directory();
+    let storage = Storage::new(dir.path(), 2);
+    let mut engine = Engine::start(dir.path(), &storage, storage.row());
+    engine.wait_serving();
+    let uri = format!("--uri={}", engine.uri());
+    let common = [
+        "--ioengine=nbd",
+        &uri,
+        "--name=verify",
+        "--rw=randwrite",
+        "--size=64m",
+        "--verify=crc32c",
+    ];
+    for depth in ["--iodepth=1", "--iodepth=32"] {
+        let mut args: Vec<&str> = common.to_vec();
+        args.extend([
+            depth,
+            "--bsrange=4k-64k",
+            "--io_size=32m",
+            "--verify_fatal=1",
+            "--end_fsync=1",
+            "--bs_unaligned=0",
+        ]);
+        args.push("--blockalign=4k");
+        run("fio", &args);
+    }
+    assert!(engine.stop(), "not clean");
+    let first = std::fs::read(&storage.specs[0].data).unwrap();
+    assert!(
+        first == std::fs::read(&storage.specs[1].data).unwrap(),
+        "replicas differ"
+    );
+}
+
+#[test]
+fn an_engine_that_was_killed_is_followed_by_one_with_a_new_epoch() {
+    let dir = directory();
+    let storage = Storage::new(dir.path(), 2);
+    let mut engine = Engine::start(dir.path(), &storage, storage.row());
+    engine.wait_serving();
+    run("qemu-io", &["-f", "raw", "-c", "write -P 7 0 1M", &engine.uri()]);
+    engine.child.kill().unwrap();
+    let mut row = engine.row.clone();
+    drop(engine);
+    row.view.epoch = Epoch(2);
+    row.revision += 1;
+    row.clean_before = false;
+    let mut engine = Engine::start(dir.path(), &storage, row);
+    engine.wait_serving();
+    run("qemu-io", &["-f", "raw", "-c", "read -P 7 0 1M", &engine.uri()]);
+    assert!(engine.stop(), "not clean");
+}
