@@ -10,7 +10,7 @@ use openraft::type_config::alias::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::PeerInfo;
+use crate::peer::Seat;
 use crate::snapshot::SnapshotFile;
 
 openraft::declare_raft_types!(
@@ -19,15 +19,15 @@ openraft::declare_raft_types!(
         D = Body,
         R = Body,
         NodeId = u64,
-        Node = PeerInfo,
+        Node = Seat,
         LeaderId = leader_id_std::LeaderId<u64, u64>,
 );
 
 pub(crate) type LogId = LogIdOf<TypeConfig>;
 pub(crate) type Vote = VoteOf<TypeConfig>;
 pub(crate) type Entry = EntryOf<TypeConfig>;
-pub(crate) type Payload = openraft::EntryPayload<Body, u64, PeerInfo>;
-pub(crate) type Membership = openraft::Membership<u64, PeerInfo>;
+pub(crate) type Payload = openraft::EntryPayload<Body, u64, Seat>;
+pub(crate) type Membership = openraft::Membership<u64, Seat>;
 pub(crate) type StoredMembership = StoredMembershipOf<TypeConfig>;
 pub(crate) type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
 pub(crate) type Snapshot = SnapshotOf<TypeConfig, SnapshotFile>;

@@ -26,7 +26,7 @@ fn view(metrics: &RaftServerMetrics<TypeConfig>) -> Leadership {
     let leader = metrics
         .current_leader
         .and_then(|id| metrics.membership_config.membership().get_node(&id))
-        .cloned();
+        .map(|seat| seat.peer.clone());
     Leadership {
         is_self: metrics.state == ServerState::Leader,
         leader,

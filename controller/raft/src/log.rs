@@ -140,7 +140,9 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(state: &log_file::LogState, file: SqlitePool) -> Self {
-        let log_file::LogState { vote, purged, last } = *state;
+        let log_file::LogState {
+            vote, purged, last, ..
+        } = *state;
         let flushed = last.map(|id| id.index);
         Self {
             tail: Guarded::new(Tail {

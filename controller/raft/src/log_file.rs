@@ -3,7 +3,8 @@
 //! Layout, format 1:
 //! * `entry(idx, term, kind, payload, crc)`: one row per log entry; `kind` 0 blank, 1 command, 2 membership;
 //!   `crc` is the CRC-32C over the other four, checked whenever a row is read.
-//! * `state`: one row with the id of the node, its vote, and the last purged log id.
+//! * `state`: one row with the id of the node, a random incarnation made with the file, the vote, and the last
+//!   purged log id.
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,7 @@ CREATE TABLE IF NOT EXISTS entry (
 CREATE TABLE IF NOT EXISTS state (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     node TEXT NOT NULL,
+    incarnation TEXT NOT NULL,
     vote_term INTEGER,
     vote_node TEXT,
     vote_committed INTEGER,
@@ -127,6 +129,8 @@ fn read_row(row: &SqliteRow) -> Result<Entry, sqlx::Error> {
 /// What the log said when it was opened.
 #[derive(Debug, Default)]
 pub(crate) struct LogState {
+    /// Made with the log; see [`crate::peer::Seat`].
+    pub(crate) incarnation: String,
     pub(crate) vote: Option<Vote>,
     pub(crate) purged: Option<LogId>,
     pub(crate) last: Option<LogId>,
@@ -202,10 +206,12 @@ fn damaged(path: &Path, what: String) -> DatabaseError {
 
 async fn load(conn: &mut SqliteConnection, id: u64) -> Result<(String, LogState), sqlx::Error> {
     sqlx::raw_sql(TABLES).execute(&mut *conn).await?;
-    sqlx::query("INSERT OR IGNORE INTO state (one, node) VALUES (1, ?)")
-        .bind(id.to_string())
-        .execute(&mut *conn)
-        .await?;
+    sqlx::query(
+        "INSERT OR IGNORE INTO state (one, node, incarnation) VALUES (1, ?, lower(hex(randomblob(8))))",
+    )
+    .bind(id.to_string())
+    .execute(&mut *conn)
+    .await?;
     let row = sqlx::query("SELECT * FROM state WHERE one = 1")
         .fetch_one(&mut *conn)
         .await?;
@@ -230,7 +236,16 @@ async fn load(conn: &mut SqliteConnection, id: u64) -> Result<(String, LogState)
         Some((term, index)) => Some(log_id(from_sql(term)?, from_sql(index)?)),
         None => purged,
     };
-    Ok((row.try_get("node")?, LogState { vote, purged, last }))
+    let incarnation = row.try_get("incarnation")?;
+    Ok((
+        row.try_get("node")?,
+        LogState {
+            incarnation,
+            vote,
+            purged,
+            last,
+        },
+    ))
 }
 
 /// Entries `[from, until)`, as many as are there, at most `limit`.

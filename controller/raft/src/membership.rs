@@ -1,14 +1,17 @@
 //! Who is in the cluster: listing, adding, removing, handing over.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant as _};
+use stor_proto::peer as proto;
 use tokio::time::Instant;
 
 use crate::entry::TypeConfig;
+use crate::peer::Seat;
 use crate::propose::Route;
 use crate::{Application, Node, PeerInfo, state};
 
@@ -64,6 +67,12 @@ pub enum MembershipError {
     },
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Learner,
+    Voter,
+}
+
 type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
 
 fn refused<T>(reason: impl Into<String>) -> Result<T, MembershipError> {
@@ -82,8 +91,8 @@ impl<A: Application> Node<A> {
             .membership_config
             .membership()
             .nodes()
-            .map(|(id, peer)| MemberInfo {
-                peer: peer.clone(),
+            .map(|(id, seat)| MemberInfo {
+                peer: seat.peer.clone(),
                 voter: voters.contains(id),
                 leader: metrics.current_leader == Some(*id),
                 matched: metrics
@@ -103,19 +112,21 @@ impl<A: Application> Node<A> {
             .collect()
     }
 
-    /// Takes a node in: learner first, voter once it has nearly all of the log. It must be serving already. Does
-    /// nothing if it is a voter; continues what was interrupted.
+    /// Takes a node in: learner first, voter once it has nearly all of the log. It must be serving already,
+    /// with an empty directory. Does nothing if it is a voter; continues what was interrupted.
     ///
     /// Cancel-safe: a node left a learner is promoted by the next call.
     pub async fn add_member(&self, peer: PeerInfo) -> Result<(), MembershipError> {
         self.require_leadership()?;
         let deadline = Instant::now() + DEADLINE;
-        if self.check_addable(&peer).await? {
+        let id = peer.id;
+        let known = self.check_addable(&peer).await?;
+        let seat = self.identify(&peer, deadline).await?;
+        if known == Some(Role::Voter) {
             return Ok(());
         }
-        let id = peer.id;
         loop {
-            let adding = self.inner.raft.add_learner(id, peer.clone(), false);
+            let adding = self.inner.raft.add_learner(id, seat.clone(), false);
             match tokio::time::timeout_at(deadline, adding).await {
                 Ok(Ok(_)) => break,
                 Ok(Err(error)) => self.again("adding the controller", error, deadline).await?,
@@ -223,14 +234,14 @@ impl<A: Application> Node<A> {
         }
     }
 
-    /// Whether it is a voter already; an error if it must not become one.
-    async fn check_addable(&self, peer: &PeerInfo) -> Result<bool, MembershipError> {
+    /// What it is already; an error if it must not become a member.
+    async fn check_addable(&self, peer: &PeerInfo) -> Result<Option<Role>, MembershipError> {
         if let Err(error) = self.inner.channels.client(&peer.peer_address) {
             return refused(error.to_string());
         }
         for member in self.members() {
             if member.peer == *peer {
-                return Ok(member.voter);
+                return Ok(Some(if member.voter { Role::Voter } else { Role::Learner }));
             }
             if member.peer.id == peer.id {
                 return refused(format!("the id {} is that of {}", peer.id, member.peer));
@@ -243,7 +254,7 @@ impl<A: Application> Node<A> {
             }
         }
         match state::is_former_member(self.reader(), peer.id).await {
-            Ok(false) => Ok(false),
+            Ok(false) => Ok(None),
             Ok(true) => refused(format!(
                 "the id {} was that of a controller that has been removed; let it join with an empty \
                  directory and a new id",
@@ -252,6 +263,49 @@ impl<A: Application> Node<A> {
             Err(error) => Err(MembershipError::Stopped {
                 reason: error.to_string(),
             }),
+        }
+    }
+
+    /// Asks the node itself who it is: it must be there, be the one meant, and have the log it had.
+    async fn identify(&self, peer: &PeerInfo, deadline: Instant) -> Result<Seat, MembershipError> {
+        let mut client = match self.inner.channels.client(&peer.peer_address) {
+            Ok(client) => client,
+            Err(error) => return refused(error.to_string()),
+        };
+        let identity = loop {
+            match tokio::time::timeout_at(deadline, client.identify(proto::Empty {})).await {
+                Ok(Ok(identity)) => break identity.into_inner(),
+                Ok(Err(status)) if Instant::now() + PAUSE < deadline => {
+                    tracing::debug!(member = %peer, %status, "not reached yet");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Ok(Err(_)) | Err(_) => {
+                    return Err(MembershipError::Timeout {
+                        doing: "reaching the controller",
+                        limit: DEADLINE,
+                    });
+                }
+            }
+        };
+        if identity.id != peer.id {
+            return refused(format!(
+                "at {} is the controller {}, not {}",
+                peer.peer_address, identity.id, peer.id
+            ));
+        }
+        let seat = Seat {
+            peer: peer.clone(),
+            incarnation: identity.incarnation,
+        };
+        let members = Arc::clone(&self.inner.raft.metrics().borrow_watched().membership_config);
+        match members.membership().get_node(&peer.id) {
+            Some(known) if *known != seat => refused(format!(
+                "{peer} has lost the log it had; remove it and let it join with an empty directory and a new id"
+            )),
+            None if identity.initialized => refused(format!(
+                "{peer} has the log of another cluster; let it join with an empty directory"
+            )),
+            Some(_) | None => Ok(seat),
         }
     }
 
@@ -290,7 +344,7 @@ impl<A: Application> Node<A> {
 
     async fn change(
         &self,
-        change: ChangeMembers<u64, PeerInfo>,
+        change: ChangeMembers<u64, Seat>,
         doing: &'static str,
         deadline: Instant,
     ) -> Result<(), MembershipError> {

@@ -1,5 +1,7 @@
 //! openraft's calls to another member.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
@@ -16,9 +18,9 @@ use stor_proto::peer::peer_client::PeerClient;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::PeerInfo;
 use crate::channel::{Channels, is_away};
-use crate::entry::{Snapshot, TypeConfig, Vote};
+use crate::entry::{LogId, Snapshot, TypeConfig, Vote};
+use crate::peer::Seat;
 use crate::snapshot::SnapshotFile;
 use crate::{transfer, wire};
 
@@ -28,22 +30,40 @@ type RpcError = RPCError<TypeConfig>;
 /// that is busy for longer would make the leader send the same entries again and again.
 const APPEND_MIN: Duration = Duration::from_secs(2);
 
+/// What each member has acknowledged to this leader: the leader's vote and the last entry.
+type Acknowledged = Arc<Mutex<BTreeMap<u64, (Vote, LogId)>>>;
+
 /// Makes the clients.
 #[derive(Debug)]
 pub(crate) struct Network {
-    pub(crate) from: u64,
-    pub(crate) channels: Channels,
+    from: u64,
+    channels: Channels,
+    acknowledged: Acknowledged,
+}
+
+impl Network {
+    pub(crate) fn new(from: u64, channels: Channels) -> Self {
+        Self {
+            from,
+            channels,
+            acknowledged: Acknowledged::default(),
+        }
+    }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Member;
 
-    async fn new_client(&mut self, target: u64, node: &PeerInfo) -> Member {
+    async fn new_client(&mut self, target: u64, node: &Seat) -> Member {
         Member {
             from: self.from,
-            to: target,
-            address: node.peer_address.clone(),
+            to: proto::Addressee {
+                id: target,
+                incarnation: node.incarnation.clone(),
+            },
+            address: node.peer.peer_address.clone(),
             channels: self.channels.clone(),
+            acknowledged: Arc::clone(&self.acknowledged),
         }
     }
 }
@@ -52,9 +72,22 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 #[derive(Debug)]
 pub(crate) struct Member {
     from: u64,
-    to: u64,
+    to: proto::Addressee,
     address: String,
     channels: Channels,
+    acknowledged: Acknowledged,
+}
+
+/// A member's log went back behind what it acknowledged, for example because an old copy of its directory was
+/// put back.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the controller {id} no longer has entry {index}, which it had acknowledged; remove it and let it join \
+     again with an empty directory and a new id"
+)]
+struct LostEntries {
+    id: u64,
+    index: u64,
 }
 
 impl Member {
@@ -68,9 +101,44 @@ impl Member {
         Timeout {
             action,
             id: self.from,
-            target: self.to,
+            target: self.to.id,
             timeout,
         }
+    }
+
+    /// A member that lost entries is kept out: openraft would go on counting them towards a majority. Nothing is
+    /// known of what it acknowledged to earlier leaders, whose entries may have been replaced lawfully.
+    fn check_progress(
+        &self,
+        vote: Vote,
+        previous: Option<LogId>,
+        last: Option<LogId>,
+        reply: &AppendEntriesResponse<TypeConfig>,
+    ) -> Result<(), LostEntries> {
+        let id = self.to.id;
+        let mut all = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all
+            .get(&id)
+            .filter(|(to, _)| *to == vote)
+            .map(|(_, entry)| *entry);
+        if reply.is_conflict() {
+            // No entry precedes the first one, so there can be no conflict; openraft counts on that.
+            let index = previous.map_or(0, |previous| previous.index);
+            if previous.is_none() || known.is_some_and(|known| index <= known.index) {
+                let error = LostEntries { id, index };
+                tracing::error!(%error, "a controller is not safe to use");
+                return Err(error);
+            }
+        }
+        let reached = match reply {
+            AppendEntriesResponse::Success => last,
+            AppendEntriesResponse::PartialSuccess(reached) => *reached,
+            AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => None,
+        };
+        if let Some(reached) = reached.max(known) {
+            all.insert(id, (vote, reached));
+        }
+        Ok(())
     }
 
     async fn call<Q: Serialize, R: DeserializeOwned>(
@@ -84,7 +152,7 @@ impl Member {
         let call = proto::RaftCall {
             method: method.to_owned(),
             body,
-            to: self.to,
+            to: Some(self.to.clone()),
         };
         let mut client = self.client()?;
         let reply = tokio::time::timeout(option.soft_ttl(), client.raft(call))
@@ -117,23 +185,22 @@ impl RaftNetworkV2<TypeConfig> for Member {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        let starts_the_log = rpc.prev_log_id.is_none();
+        let (vote, previous) = (rpc.vote, rpc.prev_log_id);
+        let last = rpc.entries.last().map(|entry| entry.log_id).or(previous);
         let timeout = if rpc.entries.is_empty() {
             option.soft_ttl()
         } else {
             option.soft_ttl().max(APPEND_MIN)
         };
-        let request = wire::put_append(self.to, rpc).map_err(|error| NetworkError::new(&error))?;
+        let request = wire::put_append(self.to.clone(), rpc).map_err(|error| NetworkError::new(&error))?;
         let mut client = self.client()?;
         let reply = tokio::time::timeout(timeout, client.append(request))
             .await
             .map_err(|_| self.timeout(RPCTypes::AppendEntries, timeout))?
             .map_err(|status| failed(&status))?;
         let reply = wire::take_append_reply(reply.into_inner()).map_err(|error| NetworkError::new(&error))?;
-        if starts_the_log && reply.is_conflict() {
-            // There is nothing before the first entry to conflict with, and openraft counts on that.
-            return Err(Unreachable::from_string("a conflict before the first entry of the log").into());
-        }
+        self.check_progress(vote, previous, last, &reply)
+            .map_err(|error| Unreachable::new(&error))?;
         Ok(reply)
     }
 
@@ -161,7 +228,7 @@ impl RaftNetworkV2<TypeConfig> for Member {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let client = self.client()?;
-        let sending = transfer::send(client, self.to, vote, snapshot);
+        let sending = transfer::send(client, self.to.clone(), vote, snapshot);
         tokio::select! {
             closed = cancel => Err(closed.into()),
             result = tokio::time::timeout(transfer::SNAPSHOT_DEADLINE, sending) => match result {

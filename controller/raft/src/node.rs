@@ -23,6 +23,7 @@ use crate::entry::TypeConfig;
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::opening::{check_positions, open_catalogue, readers, start_log};
+use crate::peer::Seat;
 use crate::service::PeerService;
 use crate::snapshot::{Shelf, copy_database};
 use crate::{Application, Leadership, OpenError, Options, PeerHandler, PeerInfo, leadership, log_file};
@@ -88,6 +89,8 @@ pub(crate) struct Inner<A: Application> {
     pub(crate) channels: Channels,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) stop: CancellationToken,
+    /// Made with the log.
+    pub(crate) incarnation: String,
     pub(crate) shelf: Arc<Shelf>,
     /// One snapshot is received at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
@@ -127,10 +130,7 @@ impl<A: Application> Node<A> {
         let announcements = machine.announcements();
         let store = start_log(&directory.log(), log, &log_state, hold);
         let channels = Channels::default();
-        let network = Network {
-            from: options.peer.id,
-            channels: channels.clone(),
-        };
+        let network = Network::new(options.peer.id, channels.clone());
         let raft = Raft::new(options.peer.id, Arc::new(config), network, store, machine)
             .await
             .map_err(|error| OpenError::Raft {
@@ -147,6 +147,7 @@ impl<A: Application> Node<A> {
             channels,
             leadership,
             stop,
+            incarnation: log_state.incarnation,
             shelf,
             receiving: tokio::sync::Mutex::new(()),
             applied: announcements,
@@ -190,8 +191,16 @@ impl<A: Application> Node<A> {
     ///
     /// Cancel-safe: the cluster may have been made all the same.
     pub async fn initialize(&self) -> Result<(), InitializeError> {
-        let me = self.me().clone();
-        match self.inner.raft.initialize(BTreeMap::from([(me.id, me)])).await {
+        let seat = Seat {
+            peer: self.me().clone(),
+            incarnation: self.inner.incarnation.clone(),
+        };
+        match self
+            .inner
+            .raft
+            .initialize(BTreeMap::from([(seat.peer.id, seat)]))
+            .await
+        {
             Ok(()) => {}
             Err(RaftError::APIError(Refusal::NotAllowed(_))) => return Err(InitializeError::Already),
             Err(error) => {

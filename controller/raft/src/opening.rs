@@ -31,8 +31,9 @@ pub enum OpenError {
     Directory(#[from] DirectoryError),
     /// A file is damaged.
     #[error(
-        "{} is corrupted: {what}. Stop here: put back a backup of the whole directory, or remove this \
-         controller from the cluster and let it join again with an empty directory", path.display()
+        "{} is corrupted: {what}. Remove this controller from the cluster and let it join again with an empty \
+         directory and a new id; an old copy of the directory must not be put back, because it has forgotten \
+         what this controller acknowledged", path.display()
     )]
     Corrupt {
         /// The file.

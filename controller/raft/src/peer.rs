@@ -20,3 +20,15 @@ impl std::fmt::Display for PeerInfo {
         write!(f, "{} ({})", self.name, self.peer_address)
     }
 }
+
+/// A member's place in the membership: who it is, and with which log.
+///
+/// The incarnation is made with the log. A node that comes back with an empty directory has the old id but
+/// another incarnation, and is not spoken to: it has forgotten its votes, and what it once acknowledged would be
+/// counted for a majority though it is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seat {
+    #[serde(flatten)]
+    pub(crate) peer: PeerInfo,
+    pub(crate) incarnation: String,
+}

@@ -200,7 +200,7 @@ impl<A: Application> Node<A> {
     pub(crate) fn route(&self, advice: &ForwardToLeader<TypeConfig>) -> Route {
         let elsewhere = advice.leader_id.is_some_and(|id| id != self.me().id);
         match (&advice.leader_node, advice.reason) {
-            (Some(leader), ForwardReason::NotLeader) if elsewhere => Route::Elsewhere(leader.clone()),
+            (Some(leader), ForwardReason::NotLeader) if elsewhere => Route::Elsewhere(leader.peer.clone()),
             _ => Route::Retry,
         }
     }

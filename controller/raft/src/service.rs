@@ -14,7 +14,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::channel::MESSAGE;
-use crate::entry::TypeConfig;
+use crate::entry::{TypeConfig, Vote};
 use crate::forward::NOT_LEADER;
 use crate::membership::MembershipError;
 use crate::{Application, Node, PeerInfo, transfer, wire};
@@ -43,15 +43,18 @@ impl<A: Application> PeerService<A> {
             .max_encoding_message_size(MESSAGE)
     }
 
-    /// An address can be taken over by another node; its votes must not be taken for those of the one asked.
-    fn check_addressee(&self, to: u64) -> Result<(), Status> {
-        if to == self.node.me().id {
-            return Ok(());
+    /// An address can be taken over by another node, and a node can have lost its log: neither may answer for
+    /// the one that was asked.
+    fn check_addressee(&self, to: Option<&proto::Addressee>) -> Result<(), Status> {
+        let me = self.node.addressee();
+        match to {
+            Some(to) if *to == me => Ok(()),
+            Some(to) if to.id == me.id => Err(Status::not_found(format!(
+                "the controller {} has lost the log it had; remove it and let it join with a new id",
+                me.id
+            ))),
+            _ => Err(Status::not_found(format!("this is the controller {}", me.id))),
         }
-        Err(Status::not_found(format!(
-            "this is the controller {}, not {to}",
-            self.node.me().id
-        )))
     }
 }
 
@@ -70,6 +73,36 @@ fn reply<T: Serialize>(value: &T) -> Result<Response<proto::RaftReply>, Status> 
     Ok(Response::new(proto::RaftReply { body }))
 }
 
+impl<A: Application> Node<A> {
+    pub(crate) fn addressee(&self) -> proto::Addressee {
+        proto::Addressee {
+            id: self.me().id,
+            incarnation: self.inner.incarnation.clone(),
+        }
+    }
+
+    async fn receive_snapshot(&self, stream: Streaming<proto::SnapshotChunk>) -> Result<Vote, Status> {
+        let inner = &self.inner;
+        let _one = inner
+            .receiving
+            .try_lock()
+            .map_err(|_| Status::resource_exhausted("another snapshot is being received"))?;
+        let draft = inner.shelf.draft("received");
+        let received = transfer::receive(stream, &self.addressee(), &draft, A::migrator())
+            .await
+            .map_err(|error| {
+                tracing::warn!(%error, "a snapshot was not received");
+                Status::aborted(error.to_string())
+            })?;
+        let answer = inner
+            .raft
+            .install_full_snapshot(received.vote, received.snapshot)
+            .await
+            .map_err(|error| stopped(&error))?;
+        Ok(answer.vote)
+    }
+}
+
 #[tonic::async_trait]
 impl<A: Application> Peer for PeerService<A> {
     async fn append(
@@ -77,7 +110,7 @@ impl<A: Application> Peer for PeerService<A> {
         request: Request<proto::AppendRequest>,
     ) -> Result<Response<proto::AppendReply>, Status> {
         let request = request.into_inner();
-        self.check_addressee(request.to)?;
+        self.check_addressee(request.to.as_ref())?;
         let request =
             wire::take_append(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let answer = self
@@ -92,7 +125,7 @@ impl<A: Application> Peer for PeerService<A> {
 
     async fn raft(&self, request: Request<proto::RaftCall>) -> Result<Response<proto::RaftReply>, Status> {
         let proto::RaftCall { method, body, to } = request.into_inner();
-        self.check_addressee(to)?;
+        self.check_addressee(to.as_ref())?;
         let raft = &self.node.inner.raft;
         match method.as_str() {
             "vote" => reply(
@@ -121,24 +154,22 @@ impl<A: Application> Peer for PeerService<A> {
         &self,
         request: Request<Streaming<proto::SnapshotChunk>>,
     ) -> Result<Response<proto::RaftReply>, Status> {
-        let inner = &self.node.inner;
-        let _one = inner
-            .receiving
-            .try_lock()
-            .map_err(|_| Status::resource_exhausted("another snapshot is being received"))?;
-        let draft = inner.shelf.draft("received");
-        let received = transfer::receive(request.into_inner(), self.node.me().id, &draft, A::migrator())
-            .await
-            .map_err(|error| {
-                tracing::warn!(%error, "a snapshot was not received");
-                Status::aborted(error.to_string())
-            })?;
-        let answer = inner
-            .raft
-            .install_full_snapshot(received.vote, received.snapshot)
-            .await
-            .map_err(|error| stopped(&error))?;
-        reply(&answer.vote)
+        // A task of its own, so that no half-written draft is left in use when the connection breaks.
+        let node = self.node.clone();
+        let stream = request.into_inner();
+        let received = tokio::spawn(async move { node.receive_snapshot(stream).await }).await;
+        let vote = received.map_err(|error| Status::internal(error.to_string()))??;
+        reply(&vote)
+    }
+
+    async fn identify(&self, _: Request<proto::Empty>) -> Result<Response<proto::Identity>, Status> {
+        let proto::Addressee { id, incarnation } = self.node.addressee();
+        let initialized = self.node.is_initialized().await;
+        Ok(Response::new(proto::Identity {
+            id,
+            incarnation,
+            initialized,
+        }))
     }
 
     async fn forward(&self, request: Request<HttpRequest>) -> Result<Response<HttpResponse>, Status> {

@@ -127,6 +127,19 @@ impl Shelf {
     }
 }
 
+/// Removes what an earlier attempt left. SQLite takes a journal beside a new file of the same name for its own.
+pub(crate) fn remove_draft(draft: &Path) -> io::Result<()> {
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        let mut path = draft.as_os_str().to_owned();
+        path.push(suffix);
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
 fn name(last: Option<&LogId>) -> String {
     let (term, index) = last.map_or((0, 0), |id| (id.leader_id.term, id.index));
     format!("{term:016x}-{index:016x}.db")
@@ -150,10 +163,7 @@ pub(crate) struct Builder {
 impl Builder {
     async fn build(&mut self) -> Result<Snapshot, io::Error> {
         let draft = self.shelf.draft("built");
-        match std::fs::remove_file(&draft) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_draft(&draft)?;
         copy_database(&self.catalogue, &draft)
             .await
             .or_fatal("writing a snapshot")?;

@@ -17,7 +17,7 @@ use tonic::{Status, Streaming};
 use crate::database::{self, DatabaseError};
 use crate::directory::sync_directory;
 use crate::entry::{Snapshot, SnapshotMeta, Vote};
-use crate::snapshot::{SnapshotFile, describe};
+use crate::snapshot::{SnapshotFile, describe, remove_draft};
 use crate::wire;
 
 /// The whole transfer, including its installation.
@@ -51,14 +51,14 @@ fn crc32c(data: &[u8]) -> u32 {
 /// Streams the file; answers the vote of the member once it has installed the snapshot.
 pub(crate) async fn send(
     mut client: PeerClient<Channel>,
-    to: u64,
+    to: proto::Addressee,
     vote: Vote,
     snapshot: Snapshot,
 ) -> Result<Vote, SendError> {
     let file = Arc::clone(&snapshot.snapshot.file);
     let length = file.metadata().map_err(SendError::Read)?.len();
     let header = proto::SnapshotHeader {
-        to,
+        to: Some(to),
         vote: Some(wire::put_vote(&vote)),
         meta: serde_json::to_vec(&snapshot.meta).map_err(SendError::Encode)?,
         length,
@@ -110,8 +110,8 @@ pub(crate) enum ReceiveError {
     Connection(#[source] Box<Status>),
     #[error("the transfer is malformed: {0}")]
     Malformed(&'static str),
-    #[error("it is meant for the controller {0}")]
-    OtherNode(u64),
+    #[error("it is meant for another controller")]
+    OtherNode,
     #[error("the description cannot be read: {0}")]
     Description(#[source] serde_json::Error),
     #[error("cannot write {}: {source}", path.display())]
@@ -131,7 +131,7 @@ pub(crate) struct Received {
 /// brought up to our schema here, before openraft knows of it; a newer one is refused.
 pub(crate) async fn receive(
     mut stream: Streaming<proto::SnapshotChunk>,
-    me: u64,
+    me: &proto::Addressee,
     draft: &Path,
     migrator: &sqlx::migrate::Migrator,
 ) -> Result<Received, ReceiveError> {
@@ -142,8 +142,8 @@ pub(crate) async fn receive(
         .header
         .clone()
         .ok_or(ReceiveError::Malformed("it has no header"))?;
-    if header.to != me {
-        return Err(ReceiveError::OtherNode(header.to));
+    if header.to.as_ref() != Some(me) {
+        return Err(ReceiveError::OtherNode);
     }
     let vote = wire::take_vote(header.vote.ok_or(ReceiveError::Malformed("it has no vote"))?);
     let meta: SnapshotMeta = serde_json::from_slice(&header.meta).map_err(ReceiveError::Description)?;
@@ -188,6 +188,7 @@ async fn write_file(
     length: u64,
     draft: &Path,
 ) -> Result<(), ReceiveError> {
+    remove_draft(draft).map_err(|source| failed(draft, source))?;
     let mut file = File::create(draft).map_err(|source| failed(draft, source))?;
     let mut written = 0;
     let mut chunk = Some(first);

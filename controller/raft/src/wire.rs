@@ -88,11 +88,11 @@ fn take_entry(entry: proto::Entry) -> Result<Entry, WireError> {
 }
 
 pub(crate) fn put_append(
-    to: u64,
+    to: proto::Addressee,
     request: AppendEntriesRequest<TypeConfig>,
 ) -> Result<proto::AppendRequest, WireError> {
     Ok(proto::AppendRequest {
-        to,
+        to: Some(to),
         vote: Some(put_vote(&request.vote)),
         previous: request.prev_log_id.as_ref().map(put_log_id),
         entries: request

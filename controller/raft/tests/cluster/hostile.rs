@@ -15,6 +15,12 @@ async fn client(cluster: &Cluster, id: u64) -> PeerClient<Channel> {
     PeerClient::connect(format!("http://{address}")).await.unwrap()
 }
 
+async fn addressee(client: &mut PeerClient<Channel>) -> proto::Addressee {
+    let proto::Identity { id, incarnation, .. } =
+        client.identify(proto::Empty {}).await.unwrap().into_inner();
+    proto::Addressee { id, incarnation }
+}
+
 fn log_id(term: u64, index: u64) -> proto::LogId {
     proto::LogId { term, index }
 }
@@ -39,15 +45,33 @@ fn vote(term: u64) -> proto::Vote {
 async fn calls_that_make_no_sense_are_refused_and_change_nothing() {
     let mut cluster = Cluster::of(1).await;
     let mut client = client(&cluster, 1).await;
+    let me = addressee(&mut client).await;
     let append = proto::AppendRequest {
-        to: 1,
+        to: Some(me.clone()),
         vote: Some(vote(1)),
         ..Default::default()
     };
     let bad = [
         (
             proto::AppendRequest {
-                to: 2,
+                to: Some(proto::Addressee {
+                    incarnation: "another".to_owned(),
+                    ..me.clone()
+                }),
+                ..append.clone()
+            },
+            Code::NotFound,
+        ),
+        (
+            proto::AppendRequest {
+                to: None,
+                ..append.clone()
+            },
+            Code::NotFound,
+        ),
+        (
+            proto::AppendRequest {
+                to: Some(proto::Addressee { id: 2, ..me.clone() }),
                 ..append.clone()
             },
             Code::NotFound,
@@ -114,7 +138,7 @@ async fn calls_that_make_no_sense_are_refused_and_change_nothing() {
         let call = proto::RaftCall {
             method: method.to_owned(),
             body: body.as_bytes().to_vec(),
-            to: 1,
+            to: Some(me.clone()),
         };
         assert_eq!(client.raft(call).await.unwrap_err().code(), code);
     }
@@ -146,7 +170,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    async fn of(cluster: &Cluster, alter: Option<&'static str>) -> Self {
+    async fn of(cluster: &Cluster, to: &proto::Addressee, alter: Option<&'static str>) -> Self {
         let path: PathBuf = cluster.path(1).join("copy.db");
         cluster.members[&1].node.backup(&path).await.unwrap();
         if let Some(statement) = alter {
@@ -161,7 +185,7 @@ impl Transfer {
         let length = file.len() as u64;
         Self {
             header: proto::SnapshotHeader {
-                to: 1,
+                to: Some(to.clone()),
                 vote: Some(vote(7)),
                 meta,
                 length,
@@ -217,9 +241,11 @@ async fn a_spoiled_snapshot_is_refused_and_changes_nothing() {
     let mut cluster = Cluster::of(1).await;
     cluster.write(set("a", "1")).await;
     let mut client = client(&cluster, 1).await;
-    let good = Transfer::of(&cluster, None).await;
+    let me = addressee(&mut client).await;
+    let good = Transfer::of(&cluster, &me, None).await;
     let newer = Transfer::of(
         &cluster,
+        &me,
         Some(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
              VALUES (9999, 'from the future', 1, x'00', 0)",
@@ -242,8 +268,8 @@ async fn a_spoiled_snapshot_is_refused_and_changes_nothing() {
     };
     change("checksum", &|chunks| chunks[2].data[17] ^= 1);
     change("longer than announced", &|chunks| chunks.push(chunks[1].clone()));
-    change("meant for the controller 5", &|chunks| {
-        chunks[0].header.as_mut().unwrap().to = 5;
+    change("meant for another", &|chunks| {
+        chunks[0].header.as_mut().unwrap().to = None;
     });
     change("has no vote", &|chunks| {
         chunks[0].header.as_mut().unwrap().vote = None;

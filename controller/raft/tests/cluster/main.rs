@@ -8,6 +8,7 @@
 )]
 
 mod failover;
+mod forgetful;
 mod hostile;
 mod killed;
 mod members;

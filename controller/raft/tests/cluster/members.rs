@@ -109,6 +109,7 @@ async fn joining_twice_is_joining_once_and_others_identity_is_refused() {
     cluster.join(2).await.unwrap();
     let leader = cluster.leader().await;
     let node = &cluster.members[&leader].node;
+    let mut stranger = cluster.options(9).peer;
     let mut twin = cluster.options(2).peer;
     let error = node.add_member(twin.clone()).await.unwrap_err();
     assert!(
@@ -121,6 +122,24 @@ async fn joining_twice_is_joining_once_and_others_identity_is_refused() {
         matches!(&error, MembershipError::Refused { reason } if reason.contains("name or address")),
         "{error:?}"
     );
+    // An address at which somebody else answers.
+    let mut elsewhere = Cluster::of(1).await;
+    stranger.peer_address = elsewhere.members[&1].options.peer.peer_address.clone();
+    let error = node.add_member(stranger.clone()).await.unwrap_err();
+    assert!(
+        matches!(&error, MembershipError::Refused { reason } if reason.contains("is the controller 1")),
+        "{error:?}"
+    );
+    // A node that is in another cluster.
+    elsewhere.start(elsewhere.options(9)).await;
+    elsewhere.join(9).await.unwrap();
+    stranger.peer_address = elsewhere.members[&9].options.peer.peer_address.clone();
+    let error = node.add_member(stranger).await.unwrap_err();
+    assert!(
+        matches!(&error, MembershipError::Refused { reason } if reason.contains("another cluster")),
+        "{error:?}"
+    );
+    elsewhere.stop_all().await;
     assert_eq!(node.members().len(), 2);
     cluster.stop_all().await;
 }
