@@ -1,0 +1,271 @@
+//! A disk with a volatile cache, as hostile as the documentation of disks allows.
+//!
+//! Data: 4 KiB blocks, each with what it held at the last flush and everything written since; a crash of
+//! the machine leaves any of these, for every block on its own. Metadata: pages, durable once their batch
+//! is done; a crash in between leaves each of them old, new or torn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use stor_replication::bitmap::Bitmap;
+use stor_replication::disk::{BITS, Copy, PAGE, PageId, WORDS, decode_copy, newest};
+use stor_replication::ids::{Epoch, ReplicaId, VolumeId};
+use stor_replication::range::ByteRange;
+use stor_replication::replica::{DiskAction, StoredPage};
+
+use crate::rng::Rng;
+
+/// Bytes of a block here.
+pub(crate) const BLOCK: u64 = 4096;
+
+/// The payload: a number for each 4 KiB, and the epoch that sent it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Data {
+    pub(crate) epoch: Epoch,
+    pub(crate) blocks: Arc<[u64]>,
+}
+
+/// A batch or operation under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Running {
+    pub(crate) action: DiskAction<Data>,
+    /// What a flush will have made durable: everything that ended before it began.
+    covers: u64,
+}
+
+/// See the module.
+pub(crate) struct Disk {
+    /// Per block: content and when it was written; the first is durable, the last is read.
+    blocks: Vec<Vec<(u64, u64)>>,
+    unflushed: BTreeSet<usize>,
+    writes: u64,
+    meta: BTreeMap<u64, Vec<u8>>,
+    volume: VolumeId,
+    replica: ReplicaId,
+    pub(crate) bad: BTreeSet<u64>,
+    pub(crate) full: bool,
+    pub(crate) full_for_pages: bool,
+    /// Writes and flushes fail.
+    pub(crate) broken: bool,
+    pub(crate) hangs_until: u64,
+    pub(crate) running: BTreeMap<u64, Running>,
+    pub(crate) batch: Option<Vec<StoredPage>>,
+    /// The dirty map as it would be read after a crash.
+    pub(crate) stored_dirty: Bitmap,
+}
+
+impl Disk {
+    pub(crate) fn new(volume: VolumeId, replica: ReplicaId, size: u64, fill: u64) -> Self {
+        Self {
+            blocks: vec![vec![(fill, 0)]; usize::try_from(size / BLOCK).unwrap()],
+            unflushed: BTreeSet::new(),
+            writes: 0,
+            meta: BTreeMap::new(),
+            volume,
+            replica,
+            bad: BTreeSet::new(),
+            full: false,
+            full_for_pages: false,
+            broken: false,
+            hangs_until: 0,
+            running: BTreeMap::new(),
+            batch: None,
+            stored_dirty: Bitmap::new(size.div_ceil(1 << 20)),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// What a block reads as.
+    pub(crate) fn block(&self, block: usize) -> u64 {
+        self.blocks[block].last().unwrap().0
+    }
+
+    pub(crate) fn begin(&mut self, op: u64, action: DiskAction<Data>) {
+        let covers = self.writes;
+        self.running.insert(op, Running { action, covers });
+    }
+
+    fn put(&mut self, rng: &mut Rng, block: u64, content: u64, durable: bool) {
+        self.writes += 1;
+        let index = usize::try_from(block).unwrap();
+        let versions = &mut self.blocks[index];
+        versions.push((content, self.writes));
+        if durable {
+            versions.drain(..versions.len() - 1);
+            self.unflushed.remove(&index);
+        } else {
+            if versions.len() > 6 {
+                let at = 1 + rng.index(versions.len() - 2);
+                versions.remove(at);
+            }
+            self.unflushed.insert(index);
+        }
+        self.bad.remove(&block);
+    }
+
+    /// Does a share of an operation: `percent` of its blocks.
+    fn apply_some(&mut self, rng: &mut Rng, action: &DiskAction<Data>, percent: u64) {
+        let (range, data, fua) = match action {
+            DiskAction::Write { range, data, fua } => (*range, Some(data), *fua),
+            DiskAction::Zero { range, fua, .. } => (*range, None, *fua),
+            DiskAction::Read { .. } | DiskAction::Flush => return,
+        };
+        for (index, block) in range.units(BLOCK).enumerate() {
+            if rng.chance(percent) {
+                let content = data.map_or(0, |data| data.blocks[index]);
+                self.put(rng, block, content, fua && percent == 100);
+            }
+        }
+    }
+
+    /// Ends an operation well; for a read, its data, or `None` for an unreadable block.
+    pub(crate) fn finish(&mut self, rng: &mut Rng, running: &Running) -> Option<Option<Data>> {
+        match &running.action {
+            DiskAction::Write { .. } | DiskAction::Zero { .. } => {
+                self.apply_some(rng, &running.action, 100);
+                Some(None)
+            }
+            DiskAction::Flush => {
+                let dirty: Vec<usize> = self.unflushed.iter().copied().collect();
+                for index in dirty {
+                    let versions = &mut self.blocks[index];
+                    let keep = versions
+                        .iter()
+                        .rposition(|(_, at)| *at <= running.covers)
+                        .unwrap_or(0);
+                    versions.drain(..keep);
+                    if versions.len() == 1 {
+                        self.unflushed.remove(&index);
+                    }
+                }
+                Some(None)
+            }
+            DiskAction::Read { range } => {
+                let range: ByteRange = *range;
+                if range.units(BLOCK).any(|block| self.bad.contains(&block)) {
+                    return None;
+                }
+                let blocks = range
+                    .units(BLOCK)
+                    .map(|b| self.block(usize::try_from(b).unwrap()))
+                    .collect();
+                Some(Some(Data {
+                    epoch: Epoch(0),
+                    blocks,
+                }))
+            }
+        }
+    }
+
+    /// An operation ends badly: some of it may have been done.
+    pub(crate) fn spoil(&mut self, rng: &mut Rng, running: &Running) {
+        let share = [0, 50, 99][rng.index(3)];
+        self.apply_some(rng, &running.action, share);
+        if running.action == DiskAction::Flush {
+            self.lose_some(rng);
+        }
+    }
+
+    /// What was not flushed may be gone.
+    fn lose_some(&mut self, rng: &mut Rng) {
+        let lossy = rng.below(101);
+        for index in std::mem::take(&mut self.unflushed) {
+            let versions = &mut self.blocks[index];
+            let kept = if rng.chance(lossy) {
+                rng.index(versions.len())
+            } else {
+                versions.len() - 1
+            };
+            *versions = vec![(versions[kept].0, 0)];
+        }
+    }
+
+    /// The process is gone: what it had asked for may have happened or not.
+    pub(crate) fn abandon(&mut self, rng: &mut Rng) {
+        for running in std::mem::take(&mut self.running).into_values() {
+            let share = [0, 50, 99, 100][rng.index(4)];
+            self.apply_some(rng, &running.action, share);
+        }
+        for page in self.batch.take().into_iter().flatten() {
+            if rng.chance(50) {
+                self.meta.insert(page.offset, page.page.to_vec());
+            }
+        }
+        self.read_dirty();
+    }
+
+    /// The machine is gone.
+    pub(crate) fn crash(&mut self, rng: &mut Rng) {
+        for running in std::mem::take(&mut self.running).into_values() {
+            self.apply_some(rng, &running.action, 50);
+        }
+        self.lose_some(rng);
+        for page in self.batch.take().into_iter().flatten() {
+            match rng.below(3) {
+                0 => {}
+                1 => {
+                    self.meta.insert(page.offset, page.page.to_vec());
+                }
+                _ => {
+                    let old = self.meta.entry(page.offset).or_insert_with(|| vec![0; PAGE]);
+                    for sector in 0..PAGE / 512 {
+                        if rng.chance(50) {
+                            let at = sector * 512..(sector + 1) * 512;
+                            old[at.clone()].copy_from_slice(&page.page[at]);
+                        }
+                    }
+                }
+            }
+        }
+        self.broken = false;
+        self.read_dirty();
+    }
+
+    /// A batch ends, well or badly.
+    pub(crate) fn finish_batch(&mut self, rng: &mut Rng, good: bool) {
+        for page in self.batch.take().into_iter().flatten() {
+            if good || rng.chance(50) {
+                self.meta.insert(page.offset, page.page.to_vec());
+            }
+        }
+        self.read_dirty();
+    }
+
+    pub(crate) fn put_page(&mut self, offset: u64, page: Vec<u8>) {
+        self.meta.insert(offset, page);
+    }
+
+    pub(crate) fn read_meta(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len);
+        for page in 0..(len / PAGE) as u64 {
+            match self.meta.get(&(offset + page * PAGE as u64)) {
+                Some(page) => bytes.extend(page),
+                None => bytes.extend([0; PAGE]),
+            }
+        }
+        bytes
+    }
+
+    fn read_dirty(&mut self) {
+        let mut map = Bitmap::new(self.stored_dirty.len());
+        for index in 0..map.len().div_ceil(BITS) {
+            let id = PageId::Dirty(index);
+            let (a, b) = (
+                self.read_meta(id.offset(false), PAGE),
+                self.read_meta(id.offset(true), PAGE),
+            );
+            let copy = |bytes| decode_copy(bytes, id, self.volume, self.replica);
+            match newest(copy(&a), copy(&b)) {
+                Copy::Good { body, .. } => map.or_bytes(index * WORDS, body),
+                Copy::Blank => {}
+                Copy::Bad | Copy::Newer(_) => {
+                    map.set_range(index * BITS..(index + 1) * BITS);
+                }
+            }
+        }
+        self.stored_dirty = map;
+    }
+}

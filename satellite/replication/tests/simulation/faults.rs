@@ -1,0 +1,284 @@
+//! What goes wrong, and when: each seed has its own selection.
+
+use crate::disk::BLOCK;
+use crate::rng::Rng;
+use crate::world::{CONTROLLER, MS, NODES, SECOND, SIZE, What, World};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    EngineCrash,
+    EnginePause,
+    SatelliteCrash,
+    SatellitePause,
+    MachineCrash,
+    PowerLoss,
+    Cut,
+    CutOneWay,
+    CutController,
+    BreakConnection,
+    Takeover,
+    Stop,
+    CatalogueAway,
+    BadBlocks,
+    BrokenDisk,
+    FullDisk,
+    DiskHang,
+}
+
+const ALL: [Fault; 17] = [
+    Fault::EngineCrash,
+    Fault::EnginePause,
+    Fault::SatelliteCrash,
+    Fault::SatellitePause,
+    Fault::MachineCrash,
+    Fault::PowerLoss,
+    Fault::Cut,
+    Fault::CutOneWay,
+    Fault::CutController,
+    Fault::BreakConnection,
+    Fault::Takeover,
+    Fault::Stop,
+    Fault::CatalogueAway,
+    Fault::BadBlocks,
+    Fault::BrokenDisk,
+    Fault::FullDisk,
+    Fault::DiskHang,
+];
+
+/// What a seed has chosen.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) copies: usize,
+    pub(crate) min_in_sync: u8,
+    pub(crate) begin_stale: bool,
+    /// In a hundred.
+    pub(crate) slow_net: u64,
+    pub(crate) lossy_catalogue: u64,
+    pub(crate) faults: Vec<Fault>,
+    /// Longest time between faults.
+    pub(crate) pause: u64,
+    /// Longest fault.
+    pub(crate) longest: u64,
+    pub(crate) length: u64,
+    /// Where guests write: first blocks.
+    pub(crate) hot: Vec<u64>,
+    pub(crate) read_errors: bool,
+}
+
+impl Plan {
+    pub(crate) fn new(rng: &mut Rng) -> Self {
+        let share = rng.between(10, 70);
+        let mut faults: Vec<Fault> = ALL.into_iter().filter(|_| rng.chance(share)).collect();
+        if faults.is_empty() {
+            faults.push(ALL[rng.index(ALL.len())]);
+        }
+        let areas = rng.between(1, 6);
+        let hot = (0..areas)
+            .map(|_| {
+                let region = rng.between(1, 7) * ((1 << 20) / BLOCK);
+                if rng.chance(30) {
+                    region - 4
+                } else {
+                    rng.below(SIZE / BLOCK - 8)
+                }
+            })
+            .collect();
+        let copies = if rng.chance(60) { 3 } else { 2 };
+        Self {
+            copies,
+            min_in_sync: if rng.chance(70) { 1 } else { 2 },
+            begin_stale: rng.chance(20),
+            slow_net: [0, 1, 10][rng.index(3)],
+            lossy_catalogue: [0, 5, 30][rng.index(3)],
+            read_errors: faults.contains(&Fault::BadBlocks),
+            faults,
+            pause: rng.spread(200 * MS, 10 * SECOND),
+            longest: rng.spread(100 * MS, 60 * SECOND),
+            length: rng.between(10, 60) * SECOND,
+            hot,
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn fault(&mut self) {
+        if self.healing {
+            return;
+        }
+        let pause = self.plan.pause;
+        let next = self.rng.spread(20 * MS, pause);
+        self.after(next, What::Fault);
+        let fault = self.plan.faults[self.rng.index(self.plan.faults.len())];
+        let longest = self.plan.longest;
+        let length = self.rng.spread(20 * MS, longest);
+        let node = self.rng.index(self.plan.copies);
+        let other = self.rng.index(NODES);
+        self.log(|| format!("FAULT {fault:?} n{node} n{other} for {} ms", length / MS));
+        self.inflict(fault, node, other, length);
+    }
+
+    fn inflict(&mut self, fault: Fault, node: usize, other: usize, length: u64) {
+        match fault {
+            Fault::EngineCrash => {
+                if let Some(engine) = self.some_engine() {
+                    self.kill_engine(engine);
+                }
+            }
+            Fault::EnginePause => {
+                if let Some(engine) = self.some_engine() {
+                    self.engines.get_mut(&engine).unwrap().paused = true;
+                    self.after(length, What::ResumeEngine(engine));
+                }
+            }
+            Fault::SatelliteCrash => {
+                if self.nodes[node]
+                    .store
+                    .as_ref()
+                    .is_some_and(|(_, disk)| disk.broken)
+                {
+                    self.crash_machine(node, length);
+                } else {
+                    self.kill_satellite(node, length);
+                }
+            }
+            Fault::SatellitePause => {
+                if let Some(satellite) = &mut self.nodes[node].satellite {
+                    satellite.paused = true;
+                    self.after(length, What::ResumeSatellite(node));
+                }
+            }
+            Fault::MachineCrash => self.crash_machine(other, length),
+            Fault::PowerLoss => {
+                let longest = self.plan.longest;
+                for node in 0..NODES {
+                    let back = self.rng.spread(20 * MS, longest);
+                    self.crash_machine(node, back);
+                }
+            }
+            Fault::Cut if node != other => {
+                self.cut(node, other, length);
+                self.cut(other, node, length);
+            }
+            Fault::CutOneWay if node != other => {
+                if self.rng.chance(50) {
+                    self.cut(node, other, length);
+                } else {
+                    self.cut(other, node, length);
+                }
+            }
+            Fault::Cut | Fault::CutOneWay => {}
+            Fault::CutController => {
+                self.cut(other, CONTROLLER, length);
+                if self.rng.chance(70) {
+                    self.cut(CONTROLLER, other, length);
+                }
+            }
+            Fault::BreakConnection => {
+                let ids: Vec<u64> = self.conns.keys().copied().collect();
+                if !ids.is_empty() {
+                    let id = ids[self.rng.index(ids.len())];
+                    self.break_conn(id);
+                }
+            }
+            Fault::Takeover if self.catalogue_up => self.attach(true),
+            Fault::Takeover => {}
+            Fault::Stop => {
+                let guests: Vec<u64> = self.guests.keys().copied().collect();
+                if !guests.is_empty() {
+                    let id = guests[self.rng.index(guests.len())];
+                    self.guests.get_mut(&id).unwrap().stopping = true;
+                }
+            }
+            Fault::CatalogueAway => {
+                self.catalogue_up = false;
+                self.after(length, What::CatalogueBack);
+            }
+            Fault::BadBlocks | Fault::BrokenDisk | Fault::FullDisk | Fault::DiskHang => {
+                self.hurt_disk(fault, node, length);
+            }
+        }
+    }
+
+    fn hurt_disk(&mut self, fault: Fault, node: usize, length: u64) {
+        let (now, hot) = (self.now, self.plan.hot[self.rng.index(self.plan.hot.len())]);
+        let others = (0..self.plan.copies)
+            .filter(|n| *n != node)
+            .all(|n| !self.is_failed(n));
+        let set = self.row.in_sync().count();
+        let many_pages = self.rng.chance(50);
+        let bad = hot + self.rng.below(8);
+        let Some((_, disk)) = &mut self.nodes[node].store else {
+            return;
+        };
+        match fault {
+            Fault::BadBlocks => {
+                disk.bad.insert(bad.min(SIZE / BLOCK - 1));
+            }
+            // More than one disk lost for good is another's story.
+            Fault::BrokenDisk if others && set > 1 && !disk.broken => {
+                disk.broken = true;
+                self.after(length, What::DiskRecovers(node));
+            }
+            Fault::FullDisk => {
+                disk.full = true;
+                disk.full_for_pages = many_pages;
+                self.after(length, What::DiskRoom(node));
+            }
+            Fault::DiskHang => disk.hangs_until = disk.hangs_until.max(now + length),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn is_failed(&self, node: usize) -> bool {
+        let broken = self.nodes[node]
+            .store
+            .as_ref()
+            .is_some_and(|(_, disk)| disk.broken);
+        broken
+            || self.nodes[node]
+                .satellite
+                .as_ref()
+                .is_some_and(|s| s.replica.superblock().failed)
+    }
+
+    fn cut(&mut self, from: usize, to: usize, length: u64) {
+        self.cut[from][to] = true;
+        self.after(length, What::Uncut(from, to));
+    }
+
+    fn some_engine(&mut self) -> Option<u64> {
+        let ids: Vec<u64> = self.engines.keys().copied().collect();
+        if ids.is_empty() {
+            None
+        } else {
+            Some(ids[self.rng.index(ids.len())])
+        }
+    }
+
+    /// Everything works again, but for replicas whose disks failed for good.
+    pub(crate) fn heal(&mut self) {
+        self.log(|| "HEAL".into());
+        self.healing = true;
+        self.cut = [[false; NODES + 1]; NODES + 1];
+        self.catalogue_up = true;
+        self.plan.slow_net = 0;
+        self.plan.lossy_catalogue = 0;
+        for node in 0..NODES {
+            self.reboot(node);
+            if let Some((_, disk)) = &mut self.nodes[node].store {
+                disk.bad.clear();
+                disk.full = false;
+                disk.broken = false;
+                disk.hangs_until = 0;
+            }
+            self.resume_satellite(node);
+        }
+        let engines: Vec<u64> = self.engines.keys().copied().collect();
+        for engine in engines {
+            self.resume_engine(engine);
+        }
+        for guest in self.guests.values_mut() {
+            guest.stopping = false;
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The catalogue, and those who change it besides engines: agents and the operator.
+
+use stor_replication::catalogue::{Change, EjectReason, Member, MemberState, Refusal, VolumeRow, decide};
+use stor_replication::engine;
+use stor_replication::ids::ReplicaId;
+
+use crate::world::{CONTROLLER, MS, SECOND, What, World};
+
+impl World {
+    /// The engine's shell asks the catalogue, again and again until it hears an answer.
+    pub(crate) fn ask(&mut self, engine: u64, proposal: u64) {
+        let Some(process) = self.engines.get(&engine) else {
+            return;
+        };
+        let Some(change) = process.asks.get(&proposal).cloned() else {
+            return;
+        };
+        let (node, paused) = (process.node, process.paused);
+        let lossy = self.plan.lossy_catalogue;
+        if !paused && !self.cut[node][CONTROLLER] && !self.rng.chance(lossy) {
+            let delay = if self.rng.chance(10) {
+                self.rng.spread(MS, 2 * SECOND)
+            } else {
+                self.rng.between(500, 5000)
+            };
+            self.after(delay, What::Ask(engine, proposal, change));
+        }
+        let again = self.rng.between(200 * MS, SECOND);
+        self.after(again, What::AskAgain(engine, proposal));
+    }
+
+    /// A proposal reached the catalogue.
+    pub(crate) fn decide(&mut self, engine: u64, proposal: u64, change: &Change) {
+        if !self.catalogue_up {
+            return;
+        }
+        let refusal = self.apply(change).err();
+        let (row, lossy) = (self.row.clone(), self.plan.lossy_catalogue);
+        if !self.rng.chance(lossy) {
+            let delay = if self.rng.chance(10) {
+                self.rng.spread(MS, 2 * SECOND)
+            } else {
+                self.rng.between(500, 5000)
+            };
+            self.after(delay, What::Decided(engine, proposal, row, refusal));
+        }
+    }
+
+    pub(crate) fn decided(&mut self, engine: u64, proposal: u64, row: VolumeRow, refusal: Option<Refusal>) {
+        let Some(process) = self.engines.get_mut(&engine) else {
+            return;
+        };
+        if self.cut[CONTROLLER][process.node] || process.asks.remove(&proposal).is_none() {
+            return;
+        }
+        self.engine_event(
+            engine,
+            engine::Event::Outcome {
+                proposal,
+                row,
+                refusal,
+            },
+        );
+    }
+
+    pub(crate) fn apply(&mut self, change: &Change) -> Result<(), Refusal> {
+        let next = decide(&self.row, change).inspect_err(|refusal| {
+            let line = format!("catalogue refuses {change:?}: {refusal}");
+            if let Some(log) = &mut self.log {
+                log.push_back(line);
+            }
+        })?;
+        self.log(|| format!("catalogue: {change:?} -> {}", crate::trace::row(&next)));
+        if next.view < self.row.view || next.revision <= self.row.revision {
+            self.violate(format!("the row went back: {:?} to {next:?}", self.row));
+        }
+        self.row = next;
+        self.tick();
+        if let Change::Add { member, .. } = change {
+            let node = self.node_of(*member);
+            if let Some(node) = node {
+                self.nodes[node].wiped = 0;
+            }
+        }
+        self.note_lost();
+        self.tell_engines();
+        Ok(())
+    }
+
+    fn tell_engines(&mut self) {
+        let engines: Vec<(u64, usize)> = self
+            .engines
+            .iter()
+            .map(|(id, process)| (*id, process.node))
+            .collect();
+        for (engine, node) in engines {
+            if !self.cut[CONTROLLER][node] && self.rng.chance(70) {
+                let (row, delay) = (self.row.clone(), self.rng.spread(MS, 3 * SECOND));
+                self.after(delay, What::Row(engine, row));
+            }
+        }
+    }
+
+    pub(crate) fn node_of(&self, replica: ReplicaId) -> Option<usize> {
+        self.nodes
+            .iter()
+            .position(|node| node.store.as_ref().is_some_and(|(id, _)| *id == replica))
+    }
+
+    /// When a replica last lost what it had acknowledged; zero: not since it joined.
+    pub(crate) fn wiped(&self, replica: ReplicaId) -> u64 {
+        self.node_of(replica).map_or(0, |node| self.nodes[node].wiped)
+    }
+
+    /// Everything that ended before `lost` may be gone where it was not flushed: no member has kept it.
+    pub(crate) fn note_lost(&mut self) {
+        let lost = self.row.in_sync().map(|id| self.wiped(id)).min().unwrap_or(0);
+        self.lost = self.lost.max(lost);
+    }
+
+    /// What agents and the operator do: give rights back, restart engines, attach what has no engine.
+    pub(crate) fn tend_owner(&mut self) {
+        if self.finished && self.detach.is_none() {
+            return;
+        }
+        let next = self.rng.between(30 * MS, 400 * MS);
+        self.after(next, What::Owner);
+        if !self.catalogue_up {
+            return;
+        }
+        if let Some((expect, clean)) = self.detach.take() {
+            // Refused: somebody else has the volume by now.
+            drop(self.apply(&Change::Detach { expect, clean }));
+            return;
+        }
+        if self.healing {
+            self.replace_failed();
+        }
+        let expect = self.row.view.epoch;
+        let Some(owner) = self.row.owner.clone() else {
+            self.ownerless = None;
+            return self.attach(false);
+        };
+        let running =
+            self.engines.values().any(|process| process.epoch == expect) || self.starting == Some(expect);
+        if running {
+            self.ownerless = None;
+            return;
+        }
+        let since = *self.ownerless.get_or_insert(self.now);
+        let orphan = self
+            .guests
+            .iter()
+            .find(|(_, guest)| guest.engine.is_none() && format!("n{}", guest.node) == owner)
+            .map(|(id, guest)| (*id, guest.node));
+        if let Some((guest, node)) = orphan
+            && self.nodes[node].up
+        {
+            if !self.cut[node][CONTROLLER] && self.apply(&Change::Restart { owner, expect }).is_ok() {
+                self.plan_start(node, Some(guest));
+            }
+            return;
+        }
+        if self.now - since > 2 * SECOND {
+            self.attach(true);
+        }
+    }
+
+    pub(crate) fn attach(&mut self, force: bool) {
+        let node = self.rng.index(self.nodes.len());
+        if !self.nodes[node].up {
+            return;
+        }
+        let change = Change::Attach {
+            owner: format!("n{node}"),
+            expect: self.row.view.epoch,
+            force,
+        };
+        if self.apply(&change).is_ok() {
+            self.plan_start(node, None);
+        }
+    }
+
+    fn plan_start(&mut self, node: usize, guest: Option<u64>) {
+        self.ownerless = None;
+        self.starting = Some(self.row.view.epoch);
+        let (row, delay) = (self.row.clone(), self.rng.spread(MS, 300 * MS));
+        self.after(delay, What::StartEngine { node, row, guest });
+    }
+
+    /// The operator replaces replicas whose disks failed, once they are out of the set.
+    fn replace_failed(&mut self) {
+        for node in 0..self.nodes.len() {
+            let failed = self.nodes[node]
+                .satellite
+                .as_ref()
+                .is_some_and(|s| s.replica.superblock().failed);
+            let Some((old, _)) = self.nodes[node].store.as_ref().filter(|_| failed) else {
+                continue;
+            };
+            let old = *old;
+            match self.row.replicas.get(&old).map(|member| member.state) {
+                Some(MemberState::Stale { .. }) => {}
+                // The set may not shrink below its minimum by itself: the operator lowers that (R16).
+                Some(MemberState::InSync) if self.row.min_in_sync > 1 => {
+                    self.row.min_in_sync = 1;
+                    self.row.revision += 1;
+                    self.tell_engines();
+                    continue;
+                }
+                Some(MemberState::InSync) | None => continue,
+            }
+            let id = ReplicaId(
+                self.row
+                    .replicas
+                    .keys()
+                    .map(|id| id.0)
+                    .max()
+                    .unwrap_or(0)
+                    .max(old.0)
+                    + 1,
+            );
+            self.log(|| format!("n{node}: r{old} is replaced by r{id}"));
+            self.nodes[node].satellite = None;
+            let disk = crate::replicas::fresh_disk(id, self.nodes[node].cache(node), false);
+            self.nodes[node].store = Some((id, disk));
+            self.row.replicas.remove(&old);
+            let state = MemberState::Stale {
+                since: None,
+                reason: EjectReason::New,
+            };
+            self.row.replicas.insert(
+                id,
+                Member {
+                    node: format!("n{node}"),
+                    joined: None,
+                    state,
+                },
+            );
+            self.row.revision += 1;
+            self.tell_engines();
+            self.start_satellite(node);
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Storage nodes: the satellite process as a shell around a replica, its disk, its machine.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use stor_replication::body::Body;
+use stor_replication::disk::{PageId, Superblock, encode_page};
+use stor_replication::ids::{CacheId, ConnId, Epoch, ReplicaId};
+use stor_replication::replica::{self, Command, DiskAction, DiskError, Replica};
+use stor_replication::wire::{Kind, Status};
+
+use crate::disk::Disk;
+use crate::world::{Dir, LINEAGE, MS, Packet, SECOND, SIZE, Satellite, VOLUME, What, World};
+
+/// A disk with a replica just made on it. One that was never a member holds rubbish.
+pub(crate) fn fresh_disk(id: ReplicaId, cache: CacheId, member: bool) -> Disk {
+    let mut disk = Disk::new(VOLUME, id, SIZE, if member { 0 } else { 3 });
+    let superblock = Superblock::fresh(SIZE, LINEAGE, cache, member.then_some(id));
+    let page = encode_page(PageId::Superblock, VOLUME, id, 0, &superblock.encode());
+    disk.put_page(PageId::Superblock.offset(false), page.to_vec());
+    disk
+}
+
+impl World {
+    pub(crate) fn start_satellite(&mut self, node: usize) {
+        let clock = self.nodes[node].clock(self.now);
+        let (cache, process) = (self.nodes[node].cache(node), self.id());
+        let place = &mut self.nodes[node];
+        place.starting = false;
+        if !place.up || place.satellite.is_some() {
+            return;
+        }
+        let Some((id, disk)) = &place.store else { return };
+        let mut read = |offset, len| Ok::<_, Infallible>(disk.read_meta(offset, len));
+        match Replica::load(VOLUME, *id, cache, clock, &mut read) {
+            Ok(replica) => {
+                let promised = replica.superblock().fence;
+                place.satellite = Some(Satellite {
+                    process,
+                    replica,
+                    paused: false,
+                    waiting: std::collections::VecDeque::new(),
+                    conns: BTreeMap::new(),
+                    tick: u64::MAX,
+                    promised,
+                });
+                self.log(|| format!("n{node} satellite starts"));
+                self.plan_replica_tick(node);
+            }
+            Err(error) => self.violate(format!("n{node}: the replica can't be opened: {error}")),
+        }
+    }
+
+    pub(crate) fn replica_event(&mut self, node: usize, event: replica::Event<crate::disk::Data>) {
+        let Some(satellite) = &mut self.nodes[node].satellite else {
+            return;
+        };
+        if satellite.paused {
+            satellite.waiting.push_back(event);
+        } else {
+            self.replica_step(node, event);
+        }
+    }
+
+    pub(crate) fn replica_tick(&mut self, node: usize, process: u64) {
+        let now = self.now;
+        let Some(satellite) = self.nodes[node]
+            .satellite
+            .as_mut()
+            .filter(|s| s.process == process)
+        else {
+            return;
+        };
+        if satellite.tick <= now {
+            satellite.tick = u64::MAX;
+            self.replica_event(node, replica::Event::Tick);
+        }
+    }
+
+    fn plan_replica_tick(&mut self, node: usize) {
+        let place = &mut self.nodes[node];
+        let Some(deadline) = place.satellite.as_ref().and_then(|s| s.replica.deadline()) else {
+            return;
+        };
+        let at = place.when(deadline).max(self.now + 1);
+        let satellite = place.satellite.as_mut().unwrap();
+        if at < satellite.tick {
+            satellite.tick = at;
+            let process = satellite.process;
+            self.at(at, What::ReplicaTick(node, process));
+        }
+    }
+
+    fn replica_step(&mut self, node: usize, event: replica::Event<crate::disk::Data>) {
+        let clock = self.nodes[node].clock(self.now);
+        let mut out = Vec::new();
+        if self.log.is_some() {
+            let line = format!("n{node} <- {}", crate::trace::replica_event(&event));
+            self.log(|| line);
+        }
+        let satellite = self.nodes[node].satellite.as_mut().unwrap();
+        let before = (
+            satellite.replica.superblock().fence,
+            satellite.replica.superblock().view,
+        );
+        satellite.replica.step(clock, event, &mut out);
+        let after = (
+            satellite.replica.superblock().fence,
+            satellite.replica.superblock().view,
+        );
+        let process = satellite.process;
+        if after.0 < before.0 || after.1 < before.1 {
+            self.violate(format!(
+                "n{node}: fence or view went back, from {before:?} to {after:?}"
+            ));
+        }
+        for command in out {
+            if self.log.is_some() {
+                let line = format!("n{node} -> {}", crate::trace::replica_command(&command));
+                self.log(|| line);
+            }
+            self.replica_command(node, process, command);
+        }
+        self.plan_replica_tick(node);
+    }
+
+    fn replica_command(&mut self, node: usize, process: u64, command: Command<crate::disk::Data>) {
+        match command {
+            Command::Reply { conn, header, body } => {
+                let satellite = self.nodes[node].satellite.as_mut().unwrap();
+                if header.kind == Kind::Open && header.status == Status::Ok {
+                    satellite.promised = satellite.promised.max(header.view.epoch);
+                }
+                if let Some(id) = satellite.conns.get(&conn).copied() {
+                    self.put(id, Dir::ToEngine, Packet::Message(header, body));
+                }
+            }
+            Command::Drop { conn } => self.close_at_replica(conn.0),
+            Command::Disk { op, action } => {
+                let promised = self.nodes[node].satellite.as_ref().unwrap().promised;
+                self.check_disk_action(node, promised, &action);
+                let slow = matches!(action, DiskAction::Flush);
+                let delay = if slow {
+                    self.rng.spread(100, 20 * MS)
+                } else {
+                    self.rng.spread(30, 4 * MS)
+                };
+                let delay = if self.rng.chance(1) {
+                    delay + self.rng.spread(MS, 300 * MS)
+                } else {
+                    delay
+                };
+                let (_, disk) = self.nodes[node].store.as_mut().unwrap();
+                disk.begin(op, action);
+                self.after(delay, What::DiskDone(node, process, op));
+            }
+            Command::StorePages(pages) => {
+                let delay = self.rng.spread(50, 10 * MS);
+                let (_, disk) = self.nodes[node].store.as_mut().unwrap();
+                if disk.batch.replace(pages).is_some() {
+                    self.violate(format!("n{node}: two batches of pages at once"));
+                }
+                self.after(delay, What::PagesDone(node, process));
+            }
+        }
+    }
+
+    fn check_disk_action(&mut self, node: usize, promised: Epoch, action: &DiskAction<crate::disk::Data>) {
+        let (_, disk) = self.nodes[node].store.as_ref().unwrap();
+        let (range, epoch) = match action {
+            DiskAction::Write { range, data, .. } => (*range, data.epoch),
+            DiskAction::Zero { range, .. } => (*range, promised),
+            DiskAction::Read { .. } | DiskAction::Flush => return,
+        };
+        let marked = range.regions().all(|region| disk.stored_dirty.get(region));
+        if epoch < promised {
+            self.violate(format!(
+                "n{node}: a write of epoch {epoch} after the promise for {promised}"
+            ));
+        }
+        if !marked {
+            self.violate(format!(
+                "n{node}: a write to {range} before its dirty bit is durable"
+            ));
+        }
+    }
+
+    pub(crate) fn disk_done(&mut self, node: usize, process: u64, op: u64) {
+        let now = self.now;
+        if self.nodes[node]
+            .satellite
+            .as_ref()
+            .is_none_or(|s| s.process != process)
+        {
+            return;
+        }
+        let promised = self.nodes[node].satellite.as_ref().unwrap().promised;
+        let (_, disk) = self.nodes[node].store.as_mut().unwrap();
+        if disk.hangs_until > now {
+            let at = disk.hangs_until;
+            return self.at(at, What::DiskDone(node, process, op));
+        }
+        let Some(running) = disk.running.remove(&op) else {
+            return;
+        };
+        if let DiskAction::Write { data, .. } = &running.action
+            && data.epoch < promised
+        {
+            return self.violate(format!(
+                "n{node}: a write of epoch {} reaches the disk after the promise for {promised}",
+                data.epoch
+            ));
+        }
+        let (_, disk) = self.nodes[node].store.as_mut().unwrap();
+        let writes = matches!(running.action, DiskAction::Write { .. } | DiskAction::Zero { .. });
+        let reads = matches!(running.action, DiskAction::Read { .. });
+        let result = if disk.broken && !reads {
+            disk.spoil(&mut self.rng, &running);
+            Err(DiskError::Failed)
+        } else if disk.full && writes {
+            disk.spoil(&mut self.rng, &running);
+            Err(DiskError::NoSpace)
+        } else {
+            disk.finish(&mut self.rng, &running).ok_or(DiskError::Failed)
+        };
+        self.replica_event(node, replica::Event::DiskDone { op, result });
+    }
+
+    pub(crate) fn pages_done(&mut self, node: usize, process: u64) {
+        let now = self.now;
+        if self.nodes[node]
+            .satellite
+            .as_ref()
+            .is_none_or(|s| s.process != process)
+        {
+            return;
+        }
+        let (_, disk) = self.nodes[node].store.as_mut().unwrap();
+        if disk.hangs_until > now {
+            let at = disk.hangs_until;
+            return self.at(at, What::PagesDone(node, process));
+        }
+        let result = if disk.broken {
+            Err(DiskError::Failed)
+        } else if disk.full && disk.full_for_pages {
+            Err(DiskError::NoSpace)
+        } else {
+            Ok(())
+        };
+        disk.finish_batch(&mut self.rng, result.is_ok());
+        self.replica_event(node, replica::Event::PagesStored { result });
+    }
+
+    /// The satellite process is killed. What it had asked its disk for happens or not, and is over when
+    /// it comes back: its shell waits for that.
+    pub(crate) fn kill_satellite(&mut self, node: usize, restart: u64) {
+        let Some(satellite) = self.nodes[node].satellite.take() else {
+            return;
+        };
+        self.log(|| format!("n{node} satellite killed, back in {} ms", restart / MS));
+        let now = self.now;
+        let (_, disk) = self.nodes[node].store.as_mut().unwrap();
+        disk.abandon(&mut self.rng);
+        let hang = disk.hangs_until.saturating_sub(now);
+        for (ConnId(_), id) in satellite.conns {
+            self.close_at_replica(id);
+        }
+        self.nodes[node].starting = true;
+        self.after(restart.max(hang), What::StartSatellite(node));
+    }
+
+    pub(crate) fn crash_machine(&mut self, node: usize, back: u64) {
+        if !self.nodes[node].up {
+            return;
+        }
+        self.log(|| format!("n{node} machine crashes, back in {} ms", back / MS));
+        let moment = self.tick();
+        let place = &mut self.nodes[node];
+        place.up = false;
+        place.satellite = None;
+        place.boot = self.rng.next();
+        place.wiped = moment;
+        if let Some((_, disk)) = &mut place.store {
+            disk.crash(&mut self.rng);
+            disk.hangs_until = 0;
+        }
+        let engines: Vec<u64> = self
+            .engines
+            .iter()
+            .filter(|(_, e)| e.node == node)
+            .map(|(id, _)| *id)
+            .collect();
+        for engine in engines {
+            self.engines.remove(&engine);
+        }
+        let guests: Vec<u64> = self
+            .guests
+            .iter()
+            .filter(|(_, g)| g.node == node)
+            .map(|(id, _)| *id)
+            .collect();
+        for guest in guests {
+            self.guest_dies(guest);
+        }
+        self.after(back, What::Reboot(node));
+    }
+
+    pub(crate) fn reboot(&mut self, node: usize) {
+        if self.nodes[node].up {
+            return;
+        }
+        self.log(|| format!("n{node} boots"));
+        self.nodes[node].up = true;
+        self.nodes[node].offset = self.rng.below(10 * SECOND);
+        self.nodes[node].offset += (10_000 * SECOND).saturating_sub(self.now * self.nodes[node].rate / 1000);
+        // Whoever still holds a connection to it is told with its next packet.
+        let stale: Vec<u64> = self
+            .conns
+            .iter()
+            .filter(|(_, c)| c.node == node && c.process.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in stale {
+            if self.rng.chance(50) {
+                self.put(id, Dir::ToEngine, Packet::End);
+            }
+        }
+        self.start_satellite(node);
+    }
+
+    pub(crate) fn resume_satellite(&mut self, node: usize) {
+        let Some(satellite) = &mut self.nodes[node].satellite else {
+            return;
+        };
+        if !std::mem::take(&mut satellite.paused) {
+            return;
+        }
+        for event in std::mem::take(&mut satellite.waiting) {
+            if self.nodes[node].satellite.is_some() && self.wrong.is_none() {
+                self.replica_event(node, event);
+            }
+        }
+    }
+
+    pub(crate) fn disk_room(&mut self, node: usize) {
+        if let Some((_, disk)) = &mut self.nodes[node].store {
+            disk.full = false;
+        }
+    }
+
+    pub(crate) fn disk_recovers(&mut self, node: usize) {
+        if let Some((_, disk)) = &mut self.nodes[node].store {
+            disk.broken = false;
+        }
+    }
+}
+
+/// A message's body as words of the protocol; for the trace.
+pub(crate) fn body_len<P>(body: &Body<P>) -> usize {
+    body.bytes().len()
+}

@@ -1,0 +1,383 @@
+//! The world: nodes, connections, engines, guests, the catalogue, and the queue of what happens next.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use stor_replication::body::Body;
+use stor_replication::catalogue::{Change, Member, MemberState, Refusal, VolumeRow};
+use stor_replication::engine::{self, Engine, LinkId, Request};
+use stor_replication::ids::{CacheId, ConfigSeq, ConnId, Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_replication::replica::{self, Replica};
+use stor_replication::time::Time;
+use stor_replication::wire::Header;
+use uuid::Uuid;
+
+use crate::disk::{Data, Disk};
+use crate::faults::Plan;
+use crate::oracle::Oracle;
+use crate::rng::Rng;
+
+pub(crate) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(7));
+pub(crate) const LINEAGE: Lineage = Lineage(Uuid::from_u128(11));
+pub(crate) const SIZE: u64 = 8 << 20;
+/// Storage nodes come first; the last is the one that may have no disk.
+pub(crate) const NODES: usize = 4;
+/// The controllers, as a place in the network.
+pub(crate) const CONTROLLER: usize = NODES;
+/// Microseconds.
+pub(crate) const MS: u64 = 1000;
+pub(crate) const SECOND: u64 = 1000 * MS;
+
+/// Something due.
+pub(crate) enum What {
+    EngineTick(u64),
+    ReplicaTick(usize, u64),
+    Pump(u64, Dir),
+    Syn(u64),
+    ConnectFailed(u64),
+    Accepted(u64),
+    DiskDone(usize, u64, u64),
+    PagesDone(usize, u64),
+    /// A proposal reaches the catalogue.
+    Ask(u64, u64, Change),
+    AskAgain(u64, u64),
+    Decided(u64, u64, VolumeRow, Option<Refusal>),
+    Row(u64, VolumeRow),
+    StartEngine {
+        node: usize,
+        row: VolumeRow,
+        guest: Option<u64>,
+    },
+    Reboot(usize),
+    StartSatellite(usize),
+    ResumeEngine(u64),
+    ResumeSatellite(usize),
+    Uncut(usize, usize),
+    CatalogueBack,
+    DiskRoom(usize),
+    DiskRecovers(usize),
+    EngineEnds(u64),
+    Guest(u64),
+    Owner,
+    Fault,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dir {
+    ToReplica,
+    ToEngine,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Packet {
+    Message(Header, Body<Data>),
+    End,
+}
+
+#[derive(Default)]
+pub(crate) struct Pipe {
+    pub(crate) packets: VecDeque<(u64, Packet)>,
+    pub(crate) last: u64,
+    pub(crate) pumping: bool,
+}
+
+pub(crate) struct Conn {
+    pub(crate) engine: u64,
+    pub(crate) link: LinkId,
+    pub(crate) replica: ReplicaId,
+    pub(crate) from: usize,
+    pub(crate) node: usize,
+    /// The satellite process that accepted it.
+    pub(crate) process: Option<u64>,
+    pub(crate) engine_side: bool,
+    pub(crate) to_replica: Pipe,
+    pub(crate) to_engine: Pipe,
+}
+
+/// A satellite process with its replica.
+pub(crate) struct Satellite {
+    pub(crate) process: u64,
+    pub(crate) replica: Replica<Data>,
+    pub(crate) paused: bool,
+    pub(crate) waiting: VecDeque<replica::Event<Data>>,
+    pub(crate) conns: BTreeMap<ConnId, u64>,
+    pub(crate) tick: u64,
+    pub(crate) promised: Epoch,
+}
+
+pub(crate) struct Node {
+    pub(crate) up: bool,
+    pub(crate) boot: u64,
+    /// Its clock: an offset, and thousandths of real time.
+    pub(crate) offset: u64,
+    pub(crate) rate: u64,
+    pub(crate) store: Option<(ReplicaId, Disk)>,
+    pub(crate) satellite: Option<Satellite>,
+    /// A process start is due.
+    pub(crate) starting: bool,
+    /// When its replica last lost acknowledged writes, since it joined.
+    pub(crate) wiped: u64,
+}
+
+impl Node {
+    pub(crate) fn cache(&self, index: usize) -> CacheId {
+        CacheId(Uuid::from_u64_pair(index as u64 + 1, self.boot))
+    }
+
+    pub(crate) fn clock(&self, now: u64) -> Time {
+        Time(Duration::from_micros(self.offset + now * self.rate / 1000))
+    }
+
+    /// When its clock will show `time`.
+    pub(crate) fn when(&self, time: Time) -> u64 {
+        let micros = u64::try_from(time.0.as_micros()).unwrap();
+        (micros.saturating_sub(self.offset) * 1000).div_ceil(self.rate) + 1
+    }
+}
+
+pub(crate) struct EngineProcess {
+    pub(crate) node: usize,
+    pub(crate) epoch: Epoch,
+    pub(crate) engine: Engine<Data>,
+    pub(crate) guest: u64,
+    /// The guest began with this engine.
+    pub(crate) new_guest: bool,
+    pub(crate) paused: bool,
+    pub(crate) waiting: VecDeque<engine::Event<Data>>,
+    pub(crate) links: BTreeMap<LinkId, u64>,
+    pub(crate) asks: BTreeMap<u64, Change>,
+    pub(crate) tick: u64,
+    pub(crate) served: bool,
+    pub(crate) ending: bool,
+}
+
+/// A request of a guest.
+#[derive(Clone)]
+pub(crate) struct Op {
+    pub(crate) request: Request<Data>,
+    pub(crate) begun: u64,
+}
+
+/// Who uses the device: lives through restarts of its engine.
+pub(crate) struct Guest {
+    pub(crate) node: usize,
+    pub(crate) engine: Option<u64>,
+    pub(crate) ops: BTreeMap<u64, Op>,
+    pub(crate) depth: usize,
+    pub(crate) bursts_until: u64,
+    pub(crate) stopping: bool,
+}
+
+/// See the module.
+pub(crate) struct World {
+    pub(crate) rng: Rng,
+    pub(crate) plan: Plan,
+    pub(crate) now: u64,
+    /// Order of everything that is seen; the oracle's time.
+    pub(crate) moment: u64,
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    due: BTreeMap<u64, What>,
+    next: u64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) cut: [[bool; NODES + 1]; NODES + 1],
+    pub(crate) conns: BTreeMap<u64, Conn>,
+    pub(crate) engines: BTreeMap<u64, EngineProcess>,
+    pub(crate) guests: BTreeMap<u64, Guest>,
+    pub(crate) row: VolumeRow,
+    pub(crate) catalogue_up: bool,
+    /// The owner's engine ended and its right is to be given back.
+    pub(crate) detach: Option<(Epoch, bool)>,
+    /// No engine for the owner since.
+    pub(crate) ownerless: Option<u64>,
+    pub(crate) oracle: Oracle,
+    /// Writes not answered yet: the epoch that has them.
+    pub(crate) unanswered: BTreeMap<u64, Epoch>,
+    /// Highest epoch that answered a client.
+    pub(crate) acking: Epoch,
+    pub(crate) serving: Epoch,
+    /// What ended before this moment and was not flushed may be gone on every member.
+    pub(crate) lost: u64,
+    /// Up to which moment losing caches was noted with the oracle.
+    pub(crate) lost_noted: u64,
+    pub(crate) healing: bool,
+    /// An engine of this epoch is about to start.
+    pub(crate) starting: Option<Epoch>,
+    /// Guests ask nothing new.
+    pub(crate) quiet: bool,
+    pub(crate) finished: bool,
+    pub(crate) stopped_clean: Option<bool>,
+    pub(crate) wrong: Option<String>,
+    pub(crate) log: Option<VecDeque<String>>,
+    pub(crate) answered: u64,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, trace: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::new(&mut rng);
+        let copies = plan.copies;
+        let mut replicas = BTreeMap::new();
+        let mut nodes = Vec::new();
+        for index in 0..NODES {
+            let mut node = Node {
+                up: true,
+                boot: rng.next(),
+                offset: rng.below(1000 * SECOND),
+                rate: rng.between(970, 1030),
+                store: None,
+                satellite: None,
+                starting: false,
+                wiped: 0,
+            };
+            if index < copies {
+                let id = ReplicaId(index as u32 + 1);
+                let fresh = index > 0 && plan.begin_stale && index == copies - 1;
+                let state = if fresh {
+                    MemberState::Stale {
+                        since: None,
+                        reason: stor_replication::catalogue::EjectReason::New,
+                    }
+                } else {
+                    MemberState::InSync
+                };
+                let joined = (!fresh).then_some(ConfigSeq(0));
+                replicas.insert(
+                    id,
+                    Member {
+                        node: format!("n{index}"),
+                        joined,
+                        state,
+                    },
+                );
+                node.store = Some((id, crate::replicas::fresh_disk(id, node.cache(index), !fresh)));
+            }
+            nodes.push(node);
+        }
+        let row = VolumeRow {
+            volume: VOLUME,
+            size: SIZE,
+            revision: 1,
+            view: View::default(),
+            owner: None,
+            clean: true,
+            clean_before: true,
+            lineage: LINEAGE,
+            min_in_sync: plan.min_in_sync,
+            replicas,
+        };
+        let mut world = Self {
+            rng,
+            plan,
+            now: 0,
+            moment: 1,
+            queue: BinaryHeap::new(),
+            due: BTreeMap::new(),
+            next: 1,
+            nodes,
+            cut: [[false; NODES + 1]; NODES + 1],
+            conns: BTreeMap::new(),
+            engines: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            row,
+            catalogue_up: true,
+            detach: None,
+            ownerless: None,
+            oracle: Oracle::default(),
+            unanswered: BTreeMap::new(),
+            acking: Epoch(0),
+            serving: Epoch(0),
+            lost: 0,
+            lost_noted: 0,
+            starting: None,
+            quiet: false,
+            healing: false,
+            finished: false,
+            stopped_clean: None,
+            wrong: None,
+            log: trace.then(VecDeque::new),
+            answered: 0,
+        };
+        for node in 0..NODES {
+            world.start_satellite(node);
+        }
+        world.after(0, What::Owner);
+        world.after(SECOND, What::Fault);
+        world
+    }
+
+    pub(crate) fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    pub(crate) fn tick(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
+    pub(crate) fn at(&mut self, time: u64, what: What) {
+        let id = self.id();
+        self.queue.push(Reverse((time.max(self.now), id)));
+        self.due.insert(id, what);
+    }
+
+    pub(crate) fn after(&mut self, delay: u64, what: What) {
+        self.at(self.now + delay, what);
+    }
+
+    pub(crate) fn log(&mut self, line: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            if log.len() >= crate::TAIL {
+                log.pop_front();
+            }
+            log.push_back(format!("{:>12.6} {}", self.now as f64 / 1e6, line()));
+        }
+    }
+
+    pub(crate) fn violate(&mut self, what: String) {
+        if self.wrong.is_none() {
+            self.log(|| format!("VIOLATION {what}"));
+            self.wrong = Some(what);
+        }
+    }
+
+    /// Does the next thing; `false` when there is nothing left or something went wrong.
+    pub(crate) fn step(&mut self) -> bool {
+        let Some(Reverse((time, id))) = self.queue.pop() else {
+            return false;
+        };
+        self.now = time;
+        let Some(what) = self.due.remove(&id) else {
+            return true;
+        };
+        match what {
+            What::EngineTick(engine) => self.engine_tick(engine),
+            What::ReplicaTick(node, process) => self.replica_tick(node, process),
+            What::Pump(conn, dir) => self.pump(conn, dir),
+            What::Syn(conn) => self.syn(conn),
+            What::ConnectFailed(conn) => self.end_at_engine(conn),
+            What::Accepted(conn) => self.accepted(conn),
+            What::DiskDone(node, process, op) => self.disk_done(node, process, op),
+            What::PagesDone(node, process) => self.pages_done(node, process),
+            What::Ask(engine, proposal, change) => self.decide(engine, proposal, &change),
+            What::AskAgain(engine, proposal) => self.ask(engine, proposal),
+            What::Decided(engine, id, row, refusal) => self.decided(engine, id, row, refusal),
+            What::Row(engine, row) => self.engine_event(engine, engine::Event::Row(row)),
+            What::StartEngine { node, row, guest } => self.start_engine(node, row, guest),
+            What::Reboot(node) => self.reboot(node),
+            What::StartSatellite(node) => self.start_satellite(node),
+            What::ResumeEngine(engine) => self.resume_engine(engine),
+            What::ResumeSatellite(node) => self.resume_satellite(node),
+            What::Uncut(from, to) => self.cut[from][to] = false,
+            What::CatalogueBack => self.catalogue_up = true,
+            What::DiskRoom(node) => self.disk_room(node),
+            What::DiskRecovers(node) => self.disk_recovers(node),
+            What::EngineEnds(engine) => self.kill_engine(engine),
+            What::Guest(guest) => self.guest_acts(guest),
+            What::Owner => self.tend_owner(),
+            What::Fault => self.fault(),
+        }
+        self.wrong.is_none()
+    }
+}
