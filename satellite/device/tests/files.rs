@@ -103,17 +103,17 @@ fn holes_and_zeroed_ranges_read_as_zeroes() {
 }
 
 #[test]
-fn many_writes_at_once_all_land() {
+fn more_writes_than_are_under_way_at_once_all_land() {
     on_both(|d| {
         let (_, fd, _dir) = direct_file(d);
-        let data = pattern(4096 * 600, 4);
+        let data = pattern(4096 * 5000, 4);
         let all = shared(&data);
-        for nth in 0..600_usize {
+        for nth in 0..5000_usize {
             let range = nth * 4096..(nth + 1) * 4096;
             d.reactor
                 .write_at(fd, all.clone(), range, nth as u64 * 4096, Sync::No, nth as u64);
         }
-        for nth in 0..600 {
+        for nth in 0..5000 {
             assert_eq!(d.count(nth), 4096);
         }
         assert!(read(d, fd, 0, data.len()) == data);

@@ -15,7 +15,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use common::{on_both, pattern};
-use nix::libc::{EBADF, EBUSY, ECANCELED, ECONNREFUSED, EINVAL};
+use nix::libc::{EBADF, EBUSY, ECANCELED, ECONNREFUSED, EINVAL, ENOBUFS};
+use stor_device::reactor::MAX_OPS;
 use stor_device::{Buf, Choice, Outcome, Piece, Reactor, Shared};
 
 #[test]
@@ -355,5 +356,41 @@ fn an_empty_send_completes_and_a_range_outside_is_refused() {
         d.reactor
             .send(client, vec![Piece::Shared(Buf::new(10).into(), 4..11)], 2);
         assert_eq!(d.errno(2), EINVAL);
+    });
+}
+
+#[test]
+fn what_is_too_much_is_refused_and_the_rest_goes_on() {
+    on_both(|d| {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let read = d.reactor.register(read).unwrap();
+        for token in 0..MAX_OPS as u64 {
+            d.reactor.poll_in(read, token);
+        }
+        d.reactor.read_stream(read, Buf::new(10), MAX_OPS as u64);
+        let completion = d.until(MAX_OPS as u64);
+        assert_eq!(completion.result.unwrap_err().raw_os_error(), Some(ENOBUFS));
+        assert!(completion.buf.is_some());
+        rustix::io::write(&write, b"x").unwrap();
+        let mut done = 0;
+        while done < MAX_OPS {
+            done += d.whatever_comes(Duration::from_secs(10)).len();
+        }
+        assert_eq!((done, d.reactor.in_flight()), (MAX_OPS, 0));
+    });
+}
+
+#[test]
+fn a_descriptor_can_be_asked_while_it_is_open() {
+    on_both(|d| {
+        let (client, server) = d.connection();
+        let ours = rustix::net::getsockname(d.reactor.descriptor(client).unwrap()).unwrap();
+        let theirs = rustix::net::getpeername(d.reactor.descriptor(server).unwrap()).unwrap();
+        assert_eq!(Some(ours), theirs);
+        for fd in [client, server] {
+            assert!(rustix::net::sockopt::tcp_nodelay(d.reactor.descriptor(fd).unwrap()).unwrap());
+        }
+        d.reactor.close(client);
+        assert!(d.reactor.descriptor(client).is_none());
     });
 }

@@ -21,7 +21,7 @@ mod waker;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
@@ -188,6 +188,12 @@ impl Reactor {
             _ => set_nonblocking(&fd, true)?,
         }
         Ok(self.core.slots.insert(fd))
+    }
+
+    /// The descriptor behind a name, to ask or set what sockets and files have (addresses, buffer sizes).
+    /// Reading from it or changing its blocking mode would disturb the reactor.
+    pub fn descriptor(&mut self, fd: Fd) -> Option<BorrowedFd<'_>> {
+        self.core.slots.get_mut(fd).and_then(|slot| slot.fd())
     }
 
     /// Gives a descriptor up. Its name is stale from now on; operations under way on it are cancelled and

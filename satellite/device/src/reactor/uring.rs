@@ -90,7 +90,18 @@ impl Gather {
 
 impl Uring {
     pub(super) fn new(waker: Waker) -> Result<Self, ReactorError> {
-        let (ring, modern) = set_up()?;
+        let mut refusal = None;
+        for generation in GENERATIONS {
+            match generation.set_up() {
+                Ok(ring) => return Self::with_ring(ring, generation == Generation::Deferring, waker),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        let refusal = refusal.unwrap_or_else(|| io::ErrorKind::Unsupported.into());
+        Err(ReactorError::SetUpRing(refusal))
+    }
+
+    fn with_ring(ring: IoUring, modern: bool, waker: Waker) -> Result<Self, ReactorError> {
         check(&ring)?;
         Ok(Self {
             ring,
@@ -415,28 +426,33 @@ impl Uring {
     }
 }
 
-/// The ring with as many of the wanted features as the kernel has; whether it is 6.1 or later.
-fn set_up() -> Result<(IoUring, bool), ReactorError> {
-    let mut builder = IoUring::builder();
-    builder
-        .setup_cqsize(COMPLETIONS)
-        .setup_submit_all()
-        .setup_coop_taskrun()
-        .setup_taskrun_flag();
-    let mut modern = builder.clone();
-    modern.setup_single_issuer().setup_defer_taskrun();
-    if let Ok(ring) = modern.build(SUBMISSIONS) {
-        return Ok((ring, true));
+/// What a kernel's ring can be asked for; newest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Generation {
+    /// From 6.1: completions are worked out in our own call, when we wait.
+    Deferring,
+    /// From 5.19: no interrupt to our thread for each of them.
+    Cooperative,
+    Plain,
+}
+
+const GENERATIONS: [Generation; 3] = [Generation::Deferring, Generation::Cooperative, Generation::Plain];
+
+impl Generation {
+    fn set_up(self) -> io::Result<IoUring> {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(COMPLETIONS);
+        if self != Self::Plain {
+            builder
+                .setup_submit_all()
+                .setup_coop_taskrun()
+                .setup_taskrun_flag();
+        }
+        if self == Self::Deferring {
+            builder.setup_single_issuer().setup_defer_taskrun();
+        }
+        builder.build(SUBMISSIONS)
     }
-    if let Ok(ring) = builder.build(SUBMISSIONS) {
-        return Ok((ring, false));
-    }
-    let mut plain = IoUring::builder();
-    plain.setup_cqsize(COMPLETIONS);
-    plain
-        .build(SUBMISSIONS)
-        .map(|ring| (ring, false))
-        .map_err(ReactorError::SetUpRing)
 }
 
 /// Refuses a ring that lacks something we rely on.
@@ -492,4 +508,64 @@ fn tolerate(result: io::Result<usize>) -> io::Result<()> {
 /// Lengths were checked to fit when the operation was admitted; a longer receive is simply shorter.
 fn length(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::super::{Fd, Piece};
+    use super::*;
+    use crate::Buf;
+
+    /// Rings as older kernels make them behave like the newest, as far as one kernel can show it.
+    #[test]
+    fn every_generation_of_ring_carries_data() {
+        for generation in GENERATIONS {
+            let ring = match generation.set_up() {
+                Ok(ring) => ring,
+                Err(error) => {
+                    eprintln!("skipped: {generation:?} rings: {error}");
+                    continue;
+                }
+            };
+            let mut uring = Uring::with_ring(ring, false, Waker::new().unwrap()).unwrap();
+            let mut core = Core::new();
+            let (one, two) = UnixStream::pair().unwrap();
+            let (one, two): (Fd, Fd) = (core.slots.insert(one.into()), core.slots.insert(two.into()));
+            core.admit(
+                two,
+                1,
+                Kind::Recv {
+                    buf: Buf::new(100),
+                    from: 0,
+                },
+            );
+            core.admit_send(
+                one,
+                2,
+                Outgoing::new(vec![Piece::copy(b"abc"), Piece::copy(b"def")]).unwrap(),
+            );
+            let mut out = Vec::new();
+            while out.len() < 2 {
+                uring
+                    .wait(&mut core, Some(Duration::from_secs(30)), out.len(), &mut out)
+                    .unwrap();
+            }
+            out.sort_by_key(|completion| completion.token);
+            assert_eq!(&out[0].buf.as_ref().unwrap()[..6], b"abcdef", "{generation:?}");
+            // Left in flight for the end.
+            core.admit(
+                two,
+                3,
+                Kind::Recv {
+                    buf: Buf::new(100),
+                    from: 0,
+                },
+            );
+            uring.wait(&mut core, Some(Duration::ZERO), 2, &mut out).unwrap();
+            uring.shut_down(&mut core);
+            assert_eq!((core.ops.len(), out.len()), (0, 2), "{generation:?}");
+        }
+    }
 }
