@@ -2,12 +2,10 @@
 //! process of one volume.
 
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use stor_replication::ids::VolumeId;
 use stor_replication::ids::VolumeId;
 use stor_satellite::agent::{self, Ending, Options};
 use stor_satellite::attach::transports;
@@ -92,10 +90,6 @@ fn transport_list(text: &str) -> Result<TransportList, String> {
     transports::parse(text).map(TransportList)
 }
 
-fn volume(text: &str) -> Result<VolumeId, String> {
-    agent::row::volume_id(text).map_err(|error| error.to_string())
-}
-
 fn controller(text: &str) -> Result<String, String> {
     if !text.starts_with("http://") {
         return Err("an address begins with http://, as in http://10.0.0.1:3369".to_owned());
@@ -109,38 +103,25 @@ fn controller(text: &str) -> Result<String, String> {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(run) => run_agent(run),
-        Command::Engine(engine) => run_engine(engine),
         Command::Engine(engine) => run_engine(&engine),
     }
 }
 
 /// No runtime here: see [`stor_satellite::engine`].
 fn run_engine(engine: &Engine) -> anyhow::Result<()> {
+    // First of all: as long as there is one thread, nobody else can own the descriptor.
     let fuse = engine.fuse_fd.map(stor_device::process::inherited).transpose();
     let fuse = fuse.context("cannot take the FUSE connection over")?;
     log_to_stderr()?;
+    raise_file_limit();
+    // Started as /proc/self/exe, it would be "exe" in every list of processes.
+    rustix::thread::set_name(c"stor-engine").context("cannot name the process")?;
     let volume = VolumeId(engine.volume);
     Ok(stor_satellite::engine::run(stor_satellite::engine::Args {
         volume,
         control: engine.control.clone(),
         fuse,
     })?)
-}
-
-fn run_engine(engine: Engine) -> anyhow::Result<()> {
-    // First of all: as long as there is one thread, nobody else can own the descriptor.
-    let fuse = engine.fuse_fd.map(stor_device::process::inherited).transpose();
-    let fuse = fuse.context("cannot take the FUSE connection over")?;
-    log_to_stderr()?;
-    raise_file_limit();
-    // The program is started as /proc/self/exe, and would be "exe" in every list of processes.
-    rustix::thread::set_name(c"stor-engine").context("cannot name the process")?;
-    let args = stor_satellite::engine::Args {
-        volume: engine.volume,
-        control: engine.control,
-        fuse,
-    };
-    Ok(stor_satellite::engine::run(args)?)
 }
 
 fn run_agent(run: Run) -> anyhow::Result<()> {
