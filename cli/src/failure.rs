@@ -146,9 +146,12 @@ impl From<Error> for Failure {
         };
         if let Some(problem) = error.problem() {
             let mut failure = Self::new(exit, problem.title.clone());
-            failure.why.clone_from(&problem.detail);
             failure.help.clone_from(&problem.remedy);
             failure.placement.clone_from(&problem.placement);
+            // The detail of a refused placement is the table in one sentence.
+            if problem.placement.is_empty() {
+                failure.why.clone_from(&problem.detail);
+            }
             return failure;
         }
         let tried = |tried: &[stor_api::client::Tried]| {

@@ -25,6 +25,8 @@ const POOL_DEADLINE: Duration = Duration::from_secs(30);
 /// An engine drains and flushes before its satellite ends.
 const SATELLITE_END: Duration = Duration::from_secs(30);
 const CONTROLLER_END: Duration = Duration::from_secs(10);
+/// A daemon that is not seen for this long has ended; one that is just becoming our program is not seen either.
+const GONE: Duration = Duration::from_secs(2);
 /// Time the kernel takes to end a process that was killed.
 const KILL_END: Duration = Duration::from_secs(5);
 
@@ -170,13 +172,15 @@ impl Cluster {
         look: impl AsyncFn() -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + limit;
+        let mut seen = Instant::now();
         loop {
-            // Looked at first, so that a daemon that ends right after is seen in the next round.
-            let alive = daemon.pid().is_some();
+            if daemon.pid().is_some() {
+                seen = Instant::now();
+            }
             if look().await? {
                 return Ok(());
             }
-            if !alive {
+            if seen.elapsed() > GONE {
                 return Err(daemon.ended());
             }
             if Instant::now() >= deadline {

@@ -39,6 +39,9 @@ const CREATE: Duration = Duration::from_mins(1);
 /// An ejected replica shows within this time.
 const NOTICED: Duration = Duration::from_mins(1);
 const RESYNC: Duration = Duration::from_mins(3);
+/// What was written less than 5 s ago may differ between copies and is copied to one that was away. The story
+/// wants to show what is copied because it was missed, so that the fill is left behind first.
+const SETTLE: Duration = Duration::from_secs(7);
 /// Load before the kill, and after the cluster has noticed it.
 const LOAD_BEFORE: Duration = Duration::from_secs(2);
 const LOAD_AFTER: Duration = Duration::from_secs(3);
@@ -217,6 +220,7 @@ async fn kill(cluster: &Cluster, volume: &Volume, medium: &Medium) -> Told<Outag
         .map(|r| r.node.clone())
         .ok_or_else(|| Failure::failed("no replica is in sync"))?;
     let satellite = cluster.satellite(&node)?;
+    tokio::time::sleep(SETTLE).await;
     let mut load = medium.load().await?;
     tokio::time::sleep(LOAD_BEFORE).await;
     let before = counters(cluster).await?;
