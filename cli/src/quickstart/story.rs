@@ -396,11 +396,11 @@ async fn delete(cluster: &Cluster, volume: &Volume, node: &str) -> Told<()> {
         node: None,
         volume: Some(VOLUME.to_owned()),
     };
-    let replicas = cluster.client().replicas(&filter).await?;
-    if !replicas.is_empty() {
-        return Err(Failure::failed(
+    match cluster.client().replicas(&filter).await {
+        Ok(replicas) if !replicas.is_empty() => Err(Failure::failed(
             "the volume is gone and replicas of it are listed",
-        ));
+        )),
+        Ok(_) | Err(Error::NotFound { .. }) => Ok(((), "nothing is left of it".to_owned())),
+        Err(error) => Err(error.into()),
     }
-    Ok(((), "nothing is left of it".to_owned()))
 }
