@@ -172,6 +172,13 @@ impl BufPool {
         }
     }
 
+    /// A buffer with a copy of these bytes.
+    pub fn copy_of(&self, bytes: &[u8]) -> Buf {
+        let mut buf = self.take(bytes.len());
+        buf.copy_from_slice(bytes);
+        buf
+    }
+
     /// Bytes kept at the moment for later use.
     pub fn kept(&self) -> usize {
         self.shelf.stock.borrow().bytes

@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -158,6 +158,11 @@ fn block_size(file: &File, size: u64) -> io::Result<Option<u32>> {
 pub fn allocated_bytes(file: impl AsFd) -> io::Result<u64> {
     // st_blocks counts 512 byte units whatever the file system's blocks are.
     Ok(u64::try_from(fstat(file)?.st_blocks).unwrap_or(0) * 512)
+}
+
+/// As [`allocated_bytes`], for a file that is not open.
+pub fn allocated_bytes_of(path: &Path) -> io::Result<u64> {
+    Ok(fs::metadata(path)?.blocks() * 512)
 }
 
 /// Makes the entries of a directory durable: files created, renamed or removed in it.

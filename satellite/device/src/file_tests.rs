@@ -15,6 +15,10 @@ fn a_created_file_is_sparse_and_opens_again() {
     let again = open_data(&path, OpenData::Existing).unwrap();
     rustix::io::pwrite(&again.fd, &Buf::new(8192), 4096).unwrap();
     assert!(allocated_bytes(&made.fd).unwrap() >= 8192);
+    assert_eq!(
+        allocated_bytes(&made.fd).unwrap(),
+        allocated_bytes_of(&path).unwrap()
+    );
     let read_only = open_data(&path, OpenData::ReadOnly).unwrap();
     assert_eq!(
         rustix::io::pwrite(&read_only.fd, &Buf::new(4096), 0),

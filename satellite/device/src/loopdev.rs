@@ -60,8 +60,12 @@ struct LoopConfig {
 const _: () = assert!(size_of::<LoopInfo>() == 232 && size_of::<LoopConfig>() == 304);
 
 mod call {
+    nix::ioctl_write_int_bad!(set_fd, 0x4C00);
     nix::ioctl_none_bad!(clear_fd, 0x4C01);
+    nix::ioctl_write_ptr_bad!(set_status, 0x4C04, super::LoopInfo);
     nix::ioctl_none_bad!(set_capacity, 0x4C07);
+    nix::ioctl_write_int_bad!(set_direct_io, 0x4C08);
+    nix::ioctl_write_int_bad!(set_block_size, 0x4C09);
     nix::ioctl_write_ptr_bad!(configure, 0x4C0A, super::LoopConfig);
     nix::ioctl_none_bad!(get_free, 0x4C82);
 }
@@ -197,9 +201,8 @@ pub fn attach(file: impl AsFd, name: &Path, options: AttachOptions) -> Result<Lo
                 path: path.clone(),
                 source,
             })?;
-        // SAFETY: `config` has the kernel's layout (sizes asserted above) and is only read during the call.
-        match unsafe { call::configure(device.as_raw_fd(), &raw const config) } {
-            Ok(_) => {
+        match configure(&device, &config) {
+            Ok(()) => {
                 return Ok(LoopDevice {
                     number,
                     path,
@@ -218,6 +221,42 @@ pub fn attach(file: impl AsFd, name: &Path, options: AttachOptions) -> Result<Lo
         }
     }
     Err(AttachError::Contended)
+}
+
+fn configure(device: &File, config: &LoopConfig) -> nix::Result<()> {
+    // SAFETY: `config` has the kernel's layout (sizes asserted above) and is only read during the call.
+    match unsafe { call::configure(device.as_raw_fd(), std::ptr::from_ref(config)) } {
+        // Before Linux 5.8 the call does not exist.
+        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOTTY) => configure_stepwise(device, config),
+        result => result.map(drop),
+    }
+}
+
+/// As older kernels do it: several calls, during which the device can be seen half made. Whether it is read
+/// only follows there from how the device was opened.
+fn configure_stepwise(device: &File, config: &LoopConfig) -> nix::Result<()> {
+    let raw = device.as_raw_fd();
+    let block_size = i32::try_from(config.block_size).map_err(|_| nix::errno::Errno::EINVAL)?;
+    let fd = i32::try_from(config.fd).map_err(|_| nix::errno::Errno::EBADF)?;
+    // SAFETY: takes a number; both descriptors are open.
+    unsafe { call::set_fd(raw, fd) }?;
+    let mut info = config.info;
+    info.flags = 0;
+    // SAFETY: `info` has the kernel's layout and is only read during the call; the other call takes a number.
+    let set =
+        unsafe { call::set_block_size(raw, block_size).and_then(|_| call::set_status(raw, &raw const info)) };
+    if let Err(errno) = set {
+        // SAFETY: takes no pointer.
+        if let Err(error) = unsafe { call::clear_fd(raw) } {
+            tracing::warn!(%error, "cannot take back a loop device that could not be set up");
+        }
+        return Err(errno);
+    }
+    // SAFETY: takes a number.
+    if let Err(error) = unsafe { call::set_direct_io(raw, 1) } {
+        tracing::debug!(%error, "no direct I/O on a loop device");
+    }
+    Ok(())
 }
 
 impl LoopConfig {
@@ -350,4 +389,55 @@ fn same_file(shown: &[u8], backing: &Path) -> bool {
     let shown = shown.strip_suffix(b"\n").unwrap_or(shown);
     let wanted = backing.as_os_str().as_bytes();
     shown == wanted || shown.strip_suffix(b" (deleted)") == Some(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removed_files_are_found_by_their_old_name() {
+        let path = Path::new("/srv/pool/vol 1");
+        assert!(same_file(b"/srv/pool/vol 1\n", path));
+        assert!(same_file(b"/srv/pool/vol 1 (deleted)\n", path));
+        assert!(!same_file(b"/srv/pool/vol 11\n", path));
+    }
+
+    #[test]
+    fn the_way_of_older_kernels_attaches_too() {
+        if let Err(error) = is_available() {
+            return eprintln!("skipped: {error}");
+        }
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("backing");
+        let data = crate::file::open_data(&path, crate::file::OpenData::Create { size: 1 << 20 }).unwrap();
+        let config = LoopConfig::new(data.fd.as_raw_fd(), &path, AttachOptions::default());
+        let number = (0..ATTEMPTS)
+            .find_map(|_| {
+                // SAFETY: takes no pointer.
+                let number = unsafe { call::get_free(control().unwrap().as_raw_fd()) }
+                    .unwrap()
+                    .unsigned_abs();
+                let device = open_device(&node(number), number, false).unwrap();
+                match configure_stepwise(&device, &config) {
+                    Ok(()) => Some(number),
+                    Err(nix::errno::Errno::EBUSY) => None,
+                    Err(errno) => panic!("{errno}"),
+                }
+            })
+            .unwrap();
+        let found = find(&path).unwrap();
+        let block_size =
+            fs::read_to_string(format!("/sys/block/loop{number}/queue/logical_block_size")).unwrap();
+        assert_eq!(detach(number).unwrap(), Detached::Now);
+        assert_eq!(
+            found,
+            [LoopDevice {
+                number,
+                path: node(number),
+                direct_io: true
+            }]
+        );
+        assert_eq!(block_size.trim(), "4096");
+    }
 }

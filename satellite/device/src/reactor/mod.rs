@@ -12,8 +12,10 @@
 mod core;
 mod disk;
 mod epoll;
+mod gather;
 mod op;
 mod piece;
+mod ring;
 mod slot;
 mod uring;
 mod waker;
@@ -76,6 +78,12 @@ pub enum ReactorError {
     /// No eventfd for wake-ups.
     #[error("cannot make an eventfd to be woken by: {0}")]
     MakeWaker(#[source] io::Error),
+}
+
+/// Whether io_uring can be used here, or why not: what [`Choice::Auto`] goes by.
+pub fn io_uring_available() -> Result<(), ReactorError> {
+    let waker = Waker::new().map_err(ReactorError::MakeWaker)?;
+    Uring::new(waker).map(drop)
 }
 
 /// What an operation achieved.
@@ -341,7 +349,8 @@ impl Reactor {
         self.core.admit(fd, token, Kind::PunchHole { offset, len });
     }
 
-    /// Makes a range of a file read as zeroes, keeping it allocated where the file system can; the size stays.
+    /// Makes a range of a file read as zeroes and keeps it allocated; the size stays. Completes with
+    /// `EOPNOTSUPP` where the file system cannot (block devices and punching a hole always can).
     pub fn zero_range(&mut self, fd: Fd, offset: u64, len: u64, token: u64) {
         self.core.admit(fd, token, Kind::ZeroRange { offset, len });
     }

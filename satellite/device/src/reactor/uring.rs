@@ -12,21 +12,17 @@ use std::time::{Duration, Instant};
 
 use io_uring::squeue::Entry;
 use io_uring::types::{FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, Probe, cqueue, opcode, types};
+use io_uring::{IoUring, cqueue, opcode, types};
 use nix::libc;
 
 use super::core::Core;
+use super::gather::Gathers;
 use super::op::{Kind, OpId, Return, Sync};
 use super::piece::{Outgoing, PARTS_AT_ONCE};
+use super::ring::{GENERATIONS, Generation, check};
 use super::waker::Waker;
 use super::{Completion, ReactorError};
 
-/// Entries that fit in one submission; a longer queue takes several.
-const SUBMISSIONS: u32 = 256;
-/// Completions that fit before the kernel has to put some aside.
-const COMPLETIONS: u32 = 4096;
-/// Message headers kept for later sends.
-const SPARE_GATHERS: usize = 16;
 /// How long dropping waits for the kernel to let go of memory. Longer than any disk's own timeout.
 const DRAIN_LIMIT: Duration = Duration::from_mins(1);
 
@@ -52,40 +48,7 @@ pub(super) struct Uring {
     in_kernel: usize,
     poll_first: bool,
     reaped: Vec<(u64, i32, u32)>,
-    /// Message headers of sends under way, by operation index.
-    gathers: Vec<Option<Box<Gather>>>,
-    #[expect(
-        clippy::vec_box,
-        reason = "they move to `gathers` without a copy of a kilobyte"
-    )]
-    spare: Vec<Box<Gather>>,
-}
-
-/// A message header with room for its parts, at an address that stays.
-struct Gather {
-    message: libc::msghdr,
-    parts: [libc::iovec; PARTS_AT_ONCE],
-}
-
-impl Gather {
-    fn empty() -> Box<Self> {
-        // SAFETY: both are plain C structs of integers and pointers, for which all zeroes is a valid value.
-        Box::new(unsafe { std::mem::zeroed() })
-    }
-
-    fn fill(&mut self, out: &Outgoing) -> usize {
-        let mut count = 0;
-        for (place, part) in self.parts.iter_mut().zip(out.remaining()) {
-            *place = libc::iovec {
-                iov_base: part.as_ptr().cast_mut().cast(),
-                iov_len: part.len(),
-            };
-            count += 1;
-        }
-        self.message.msg_iov = self.parts.as_mut_ptr();
-        self.message.msg_iovlen = count;
-        count
-    }
+    gathers: Gathers,
 }
 
 impl Uring {
@@ -112,8 +75,7 @@ impl Uring {
             in_kernel: 0,
             poll_first: modern,
             reaped: Vec::new(),
-            gathers: Vec::new(),
-            spare: Vec::new(),
+            gathers: Gathers::default(),
         })
     }
 
@@ -259,7 +221,7 @@ impl Uring {
                 opcode::Read::new(fd, start, len).offset(u64::MAX).build()
             }
             Kind::WriteStream { out } => {
-                let gather = self.gather(id)?;
+                let gather = self.gathers.of(id)?;
                 let count = gather.fill(out);
                 opcode::Writev::new(fd, gather.parts.as_ptr(), length(count))
                     .offset(u64::MAX)
@@ -271,7 +233,13 @@ impl Uring {
 
     /// MSG_WAITALL lets newer kernels go on after a partial send by themselves.
     fn send_entry(&mut self, fd: types::Fd, id: OpId, out: &Outgoing) -> Option<Entry> {
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        // With more to come right after, half a packet need not leave yet.
+        let more = if out.parts() > PARTS_AT_ONCE {
+            libc::MSG_MORE
+        } else {
+            0
+        };
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | more;
         if out.parts() == 1
             && let Some(part) = out.remaining().next()
         {
@@ -281,32 +249,13 @@ impl Uring {
                     .build(),
             );
         }
-        let gather = self.gather(id)?;
+        let gather = self.gathers.of(id)?;
         gather.fill(out);
         Some(
             opcode::SendMsg::new(fd, &raw const gather.message)
                 .flags(flags.unsigned_abs())
                 .build(),
         )
-    }
-
-    /// The gather of an operation, which it keeps until its completion is reaped.
-    fn gather(&mut self, id: OpId) -> Option<&mut Gather> {
-        let index = id.index as usize;
-        if self.gathers.len() <= index {
-            self.gathers.resize_with(index + 1, || None);
-        }
-        let spare = &mut self.spare;
-        let place = self.gathers.get_mut(index)?;
-        Some(place.get_or_insert_with(|| spare.pop().unwrap_or_else(Gather::empty)))
-    }
-
-    fn drop_gather(&mut self, id: OpId) {
-        if let Some(gather) = self.gathers.get_mut(id.index as usize).and_then(Option::take)
-            && self.spare.len() < SPARE_GATHERS
-        {
-            self.spare.push(gather);
-        }
     }
 
     /// Submits and, if `block`, waits for a completion. No call at all when there is nothing to do either way.
@@ -355,7 +304,7 @@ impl Uring {
     }
 
     fn completed(&mut self, core: &mut Core, id: OpId, result: i32, flags: u32, out: &mut Vec<Completion>) {
-        self.drop_gather(id);
+        self.gathers.release(id);
         let Some(op) = core.ops.get_mut(id) else { return };
         let is_accept = matches!(op.kind, Kind::Accept);
         if matches!(op.kind, Kind::Recv { .. })
@@ -424,73 +373,6 @@ impl Uring {
             self.waker.clone(),
         )));
     }
-}
-
-/// What a kernel's ring can be asked for; newest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Generation {
-    /// From 6.1: completions are worked out in our own call, when we wait.
-    Deferring,
-    /// From 5.19: no interrupt to our thread for each of them.
-    Cooperative,
-    Plain,
-}
-
-const GENERATIONS: [Generation; 3] = [Generation::Deferring, Generation::Cooperative, Generation::Plain];
-
-impl Generation {
-    fn set_up(self) -> io::Result<IoUring> {
-        let mut builder = IoUring::builder();
-        builder.setup_cqsize(COMPLETIONS);
-        if self != Self::Plain {
-            builder
-                .setup_submit_all()
-                .setup_coop_taskrun()
-                .setup_taskrun_flag();
-        }
-        if self == Self::Deferring {
-            builder.setup_single_issuer().setup_defer_taskrun();
-        }
-        builder.build(SUBMISSIONS)
-    }
-}
-
-/// Refuses a ring that lacks something we rely on.
-fn check(ring: &IoUring) -> Result<(), ReactorError> {
-    let features = ring.params();
-    for (there, what) in [
-        (features.is_feature_nodrop(), "IORING_FEAT_NODROP"),
-        (features.is_feature_submit_stable(), "IORING_FEAT_SUBMIT_STABLE"),
-        (features.is_feature_fast_poll(), "IORING_FEAT_FAST_POLL"),
-        (features.is_feature_ext_arg(), "IORING_FEAT_EXT_ARG"),
-    ] {
-        if !there {
-            return Err(ReactorError::RingLacks(what));
-        }
-    }
-    let mut probe = Probe::new();
-    ring.submitter()
-        .register_probe(&mut probe)
-        .map_err(ReactorError::SetUpRing)?;
-    for (code, what) in [
-        (opcode::Accept::CODE, "accept"),
-        (opcode::Connect::CODE, "connect"),
-        (opcode::Recv::CODE, "recv"),
-        (opcode::Send::CODE, "send"),
-        (opcode::SendMsg::CODE, "sendmsg"),
-        (opcode::Read::CODE, "read"),
-        (opcode::Write::CODE, "write"),
-        (opcode::Writev::CODE, "writev"),
-        (opcode::Fsync::CODE, "fsync"),
-        (opcode::Fallocate::CODE, "fallocate"),
-        (opcode::PollAdd::CODE, "poll"),
-        (opcode::AsyncCancel::CODE, "cancel"),
-    ] {
-        if !probe.is_supported(code) {
-            return Err(ReactorError::RingLacks(what));
-        }
-    }
-    Ok(())
 }
 
 /// Errors of `io_uring_enter` after which everything is still in order: the time is up, a signal came, or the
