@@ -1,8 +1,8 @@
 //! Joining, removing, handing over.
 
-use stor_raft::{JoinError, MembershipError};
+use stor_raft::{JoinError, MembershipError, join};
 
-use crate::pairs::{Cluster, PATIENCE, set};
+use crate::pairs::{Cluster, PATIENCE, free_address, set};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_are_listed_with_their_roles() {
@@ -173,5 +173,26 @@ async fn a_removal_that_costs_the_majority_is_refused() {
     );
     node.remove_member(others[0]).await.unwrap();
     cluster.write(set("a", "1")).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_join_at_once_through_any_member_or_none() {
+    let mut cluster = Cluster::of(2).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.members[&(3 - leader)].options.peer.peer_address.clone();
+    for id in [3, 4, 5] {
+        cluster.start(cluster.options(id)).await;
+    }
+    let seeds = [free_address().to_string(), follower];
+    let joining = [3, 4, 5].map(|id| join(&seeds, &cluster.members[&id].options.peer));
+    for joined in futures_util::future::join_all(joining).await {
+        joined.unwrap();
+    }
+    let members = cluster.members[&cluster.leader().await].node.members();
+    assert_eq!(members.len(), 5);
+    assert!(members.iter().all(|member| member.voter));
+    cluster.write(set("a", "1")).await;
+    cluster.assert_equal().await;
     cluster.stop_all().await;
 }

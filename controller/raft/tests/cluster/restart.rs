@@ -142,3 +142,28 @@ async fn a_backup_is_a_whole_catalogue() {
     assert_eq!(value(&pool, "a").await.as_deref(), Some("1"));
     cluster.stop_all().await;
 }
+
+/// A leader may apply what its followers have on disk before its own disk has it; killed there, its log ends
+/// before its catalogue.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_ends_before_the_catalogue_is_continued() {
+    let mut cluster = Cluster::of(3).await;
+    for number in 0..10 {
+        cluster.write(set(format!("key-{number}"), "v")).await;
+    }
+    cluster.assert_equal().await;
+    let leader = cluster.leader().await;
+    let options = cluster.stop(leader).await;
+    let log = sqlx::sqlite::SqliteConnectOptions::new().filename(options.dir.join("log.db"));
+    let mut conn = SqliteConnection::connect_with(&log).await.unwrap();
+    let cut = sqlx::raw_sql("DELETE FROM entry WHERE idx > (SELECT max(idx) - 2 FROM entry)");
+    assert_eq!(cut.execute(&mut conn).await.unwrap().rows_affected(), 2);
+    conn.close().await.unwrap();
+    cluster.start(options).await;
+    cluster.write(set("after", "the cut")).await;
+    cluster.assert_equal().await;
+    let options = cluster.stop(leader).await;
+    cluster.start(options).await;
+    cluster.assert_equal().await;
+    cluster.stop_all().await;
+}
