@@ -209,7 +209,8 @@ pub struct Superblock {
     pub view: View,
     /// The in-sync set of `view`, rising.
     pub in_sync: Vec<ReplicaId>,
-    /// Volatile state when `view` was stored: differs from now, then acknowledged writes may be gone (R9).
+    /// Volatile state when this copy was last known to be whole: differs from now, then acknowledged writes
+    /// may be gone (R8, R9).
     pub cache: CacheId,
     /// The disk failed here (R15); only a new replica ends this.
     pub failed: bool,

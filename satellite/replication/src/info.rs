@@ -9,7 +9,7 @@ use crate::ids::{CacheId, ConfigSeq, Epoch, Lineage, ReplicaId, View};
 pub struct Info {
     /// Volatile state now (R9).
     pub cache: CacheId,
-    /// No acknowledged write was lost since the view was stored here.
+    /// No acknowledged write was lost since this copy was last whole (R8).
     pub cache_kept: bool,
     /// The view it had stored before this engine came.
     pub stored: View,

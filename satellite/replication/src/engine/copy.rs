@@ -9,9 +9,8 @@ use super::peer::Purpose;
 use super::{Command, Engine, Phase};
 use crate::bitmap::Bitmap;
 use crate::body::Body;
-use crate::catalogue::EjectReason;
 use crate::ids::{IoId, ReplicaId};
-use crate::range::ByteRange;
+use crate::range::{ByteRange, SECTOR};
 use crate::time::Time;
 use crate::wire::Kind;
 
@@ -94,13 +93,17 @@ impl<P: Clone> Engine<P> {
     /// Has its lock: reads from a source.
     pub(super) fn copy_locked(&mut self, now: Time, id: u64, out: &mut Vec<Command<P>>) {
         let Some(job) = self.copies.get(&id) else { return };
-        let (range, failed) = (job.range, job.failed);
-        let source = match job.reason {
+        let (range, failed, reason) = (job.range, job.failed, job.reason);
+        let source = match reason {
             Reason::Repair => self.repair_source(failed),
             Reason::Mend(replica) => self.any_source(failed, Some(replica)),
             Reason::Sync(_) => self.any_source(failed, None),
         };
-        let hopeless = self.members().all(|(_, peer)| failed & peer.bit != 0);
+        let hopeless = match reason {
+            // Whoever wants the bytes again finds the block unreadable again.
+            Reason::Mend(_) => true,
+            Reason::Repair | Reason::Sync(_) => self.members().all(|(_, peer)| failed & peer.bit != 0),
+        };
         let Some(job) = self.copies.get_mut(&id) else {
             return;
         };
@@ -257,9 +260,21 @@ impl<P: Clone> Engine<P> {
         out: &mut Vec<Command<P>>,
     ) {
         let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
-        if let Some(job) = self.copies.get_mut(&id) {
-            job.failed |= bit;
-            self.restart_copy(now, id, out);
+        let Some(job) = self.copies.get_mut(&id) else {
+            return;
+        };
+        job.failed |= bit;
+        let (range, reason) = (job.range, job.reason);
+        self.restart_copy(now, id, out);
+        if !matches!(reason, Reason::Mend(_)) {
+            self.mend(now, replica, range, out);
+        } else if !self.copies.contains_key(&id) && range.len > SECTOR {
+            // Two members may each lack a different block of the range: half of it may do.
+            let Reason::Mend(target) = reason else { return };
+            let first = (range.len / 2).next_multiple_of(SECTOR);
+            self.mend(now, target, ByteRange::new(range.offset, first), out);
+            let second = ByteRange::new(range.offset + first, range.len - first);
+            self.mend(now, target, second, out);
         }
     }
 
@@ -272,7 +287,8 @@ impl<P: Clone> Engine<P> {
         self.unlock(now, Holder::Copy(id), out);
         match job.reason {
             Reason::Sync(replica) => self.abort_sync(now, replica, out),
-            Reason::Mend(replica) => self.give_up_on(now, replica, EjectReason::DiskFailed, out),
+            // The block stays unreadable there; to remove the replica for it would cost a copy of the rest.
+            Reason::Mend(_) => {}
             Reason::Repair => self.fail_unrepaired(now, job.range, out),
         }
     }

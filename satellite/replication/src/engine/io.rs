@@ -16,8 +16,12 @@ use crate::wire::{Kind, flags};
 #[derive(Debug)]
 pub(super) struct Io<P> {
     request: Request<P>,
+    /// Bits of the replicas it was sent to, but for those that owe it no more.
+    awaited: u16,
     /// Bits of the replicas that have it.
     acked: u16,
+    /// The client has its answer; a replica that catches up still owes its own.
+    answered: bool,
     /// Bits of the replicas that could not read it.
     failed: u16,
     /// Data of a read that waits for leases.
@@ -147,6 +151,13 @@ impl<P: Clone> Engine<P> {
             .copied()
             .filter(|r| self.takes_writes(*r))
             .collect();
+        let bits = targets
+            .iter()
+            .filter_map(|replica| self.peers.get(replica))
+            .fold(0, |mask, peer| mask | peer.bit);
+        if let Some(state) = self.ios.get_mut(&io) {
+            state.awaited = bits;
+        }
         for replica in targets {
             self.send(now, replica, message.clone(), Purpose::Io(io), out);
         }
@@ -206,9 +217,11 @@ impl<P: Clone> Engine<P> {
         let soon = now + LEASE / 2;
         let asked = |peer: &super::Peer<P>| peer.sent.values().any(|sent| sent.purpose == Purpose::Ping);
         let short: Vec<ReplicaId> = self
-            .members()
+            .peers
+            .iter()
+            .filter(|(replica, _)| self.is_member(**replica) || self.joining() == Some(**replica))
             .filter(|(_, peer)| peer.is_open() && peer.lease < soon && !asked(peer))
-            .map(|(replica, _)| replica)
+            .map(|(replica, _)| *replica)
             .collect();
         for replica in short {
             self.ping(now, replica, out);
@@ -241,18 +254,48 @@ impl<P: Clone> Engine<P> {
     /// Answers a write or flush once every required replica has it and the view is stored (R1, R2).
     //= docs/replication.md#R1
     pub(super) fn try_ack(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
-        let Some(state) = self.ios.get(&io) else { return };
-        if self.gate || !self.phase_serves() || state.is_read() || !state.issued {
+        let Some(state) = self.ios.get_mut(&io) else { return };
+        if state.answered {
+            return self.retire_when_done(now, io, out);
+        }
+        if self.gate || !matches!(self.phase, Phase::Active | Phase::Stopping { .. }) {
             return;
         }
-        if state.acked & self.required != self.required {
+        if state.is_read() || !state.issued || state.acked & self.required != self.required {
             return;
         }
         if let Request::Flush = state.request {
             let moment = state.moment;
             self.tracker.flushed(moment);
+            return self.finish(now, io, Ok(None), out);
         }
-        self.finish(now, io, Ok(None), out);
+        state.answered = true;
+        if io.0 < OWN_IO {
+            out.push(Command::Complete { io, result: Ok(None) });
+        }
+        self.retire_when_done(now, io, out);
+    }
+
+    /// Gives the lock of an answered write back once every replica it was sent to has it, one that is
+    /// catching up too: a later write to the same bytes must not overtake it there.
+    //= docs/replication.md#R12
+    fn retire_when_done(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
+        if self.ios.get(&io).is_some_and(|state| state.answered && state.awaited & !state.acked == 0) {
+            self.retire(now, io, out);
+        }
+    }
+
+    /// A replica owes nothing any more: what waited only for it goes on.
+    pub(super) fn forget_debts(&mut self, now: Time, bit: u16, out: &mut Vec<Command<P>>) {
+        let ios: Vec<IoId> = self.ios.keys().copied().collect();
+        for io in ios {
+            if let Some(state) = self.ios.get_mut(&io) {
+                state.awaited &= !bit;
+                state.acked &= !bit;
+                state.failed &= !bit;
+            }
+            self.retire_when_done(now, io, out);
+        }
     }
 
     /// The required set or the gate changed: whatever is complete now is answered.
@@ -316,6 +359,15 @@ impl<P: Clone> Engine<P> {
 
     /// Ends a request and lets those go on that waited for its bytes.
     fn finish(&mut self, now: Time, io: IoId, result: Result<Option<P>, IoError>, out: &mut Vec<Command<P>>) {
+        if io.0 < OWN_IO {
+            out.push(Command::Complete { io, result });
+        } else {
+            self.stirred = true;
+        }
+        self.retire(now, io, out);
+    }
+
+    fn retire(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
         let Some(state) = self.ios.remove(&io) else { return };
         if let Some(range) = state.range() {
             if !state.is_read() {
@@ -323,11 +375,14 @@ impl<P: Clone> Engine<P> {
             }
             self.unlock(now, Holder::Io(io), out);
         }
-        if io.0 < OWN_IO {
-            out.push(Command::Complete { io, result });
-        } else {
-            self.stirred = true;
-        }
+    }
+
+    /// Requests the clients have no answer to.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = IoId> + '_ {
+        self.ios
+            .iter()
+            .filter(|(io, state)| io.0 < OWN_IO && !state.answered)
+            .map(|(io, _)| *io)
     }
 
     /// Releases a lock and begins what waited for it.
@@ -380,20 +435,15 @@ impl<P: Clone> Engine<P> {
             self.urgent.remove(&block);
         });
     }
-
-    /// Forgets what a replica that left had acknowledged or still owes.
-    pub(super) fn forget_acks(&mut self, bit: u16) {
-        for state in self.ios.values_mut() {
-            state.acked &= !bit;
-        }
-    }
 }
 
 impl<P> Io<P> {
     fn new(request: Request<P>) -> Self {
         Self {
             request,
+            awaited: 0,
             acked: 0,
+            answered: false,
             failed: 0,
             data: None,
             moment: Moment::default(),

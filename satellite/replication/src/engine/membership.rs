@@ -63,8 +63,17 @@ impl<P: Clone> Engine<P> {
         } else {
             Roster::default()
         };
+        let whole = self.phase_serves() && self.unequal.is_clear();
+        let mut flags = if member { flags::MEMBER } else { 0 };
+        if let Some(info) = self.peers.get_mut(&replica).and_then(|peer| peer.info.as_mut())
+            && member
+            && whole
+        {
+            flags |= flags::WHOLE;
+            info.cache_kept = true;
+        }
         let message = Message {
-            flags: if member { flags::MEMBER } else { 0 },
+            flags,
             body: Body::Bytes(roster.encode()),
             ..Message::plain(Kind::StoreView)
         };
@@ -74,6 +83,22 @@ impl<P: Clone> Engine<P> {
             Purpose::Ping
         };
         self.send(now, replica, message, purpose, out);
+    }
+
+    /// Nothing is unequal any more: members that had lost their caches are as good as the others.
+    //= docs/replication.md#R8
+    pub(super) fn tell_whole(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        if !self.phase_serves() || !self.unequal.is_clear() {
+            return;
+        }
+        let doubted: Vec<ReplicaId> = self
+            .members()
+            .filter(|(_, peer)| peer.is_open() && peer.info.as_ref().is_some_and(|info| !info.cache_kept))
+            .map(|(replica, _)| replica)
+            .collect();
+        for replica in doubted {
+            self.tell_view(now, replica, out);
+        }
     }
 
     /// The in-sync set, with `joining` in it, and who is absent since when.
@@ -127,7 +152,13 @@ impl<P: Clone> Engine<P> {
         }
         let members = self.members().count();
         //= docs/replication.md#R9
-        if gone.len() == members && gone.iter().all(|(_, reason)| *reason == EjectReason::CacheLost) {
+        let lost = |reason: &EjectReason| *reason == EjectReason::CacheLost;
+        let never = |reason: &EjectReason| lost(reason) || *reason == EjectReason::DiskFailed;
+        // Waiting cures neither: no member can give back what was acknowledged and not flushed.
+        if gone.len() == members
+            && gone.iter().all(|(_, reason)| never(reason))
+            && gone.iter().any(|(_, reason)| lost(reason))
+        {
             return self.fail(FailReason::CacheLost, out);
         }
         //= docs/replication.md#R16
@@ -185,9 +216,7 @@ impl<P: Clone> Engine<P> {
             && !self.is_member(replica)
         {
             self.abort_sync(now, replica, out);
-            if let Some(peer) = self.peers.get_mut(&replica) {
-                peer.sent.clear();
-            }
+            self.write_off(now, replica, out);
         }
         self.update_required();
         self.try_ack_all(now, out);
@@ -249,10 +278,7 @@ impl<P: Clone> Engine<P> {
         peer.hold_back(now);
         let reason = peer.fault.unwrap_or(EjectReason::Unreachable);
         self.give_up_on(now, replica, reason, out);
-        if let Some(peer) = self.peers.get_mut(&replica) {
-            peer.sent.clear();
-        }
-        self.forget_acks(bit);
+        self.write_off(now, replica, out);
         self.copies_without(now, replica, bit, out);
     }
 

@@ -396,7 +396,7 @@ impl<P: Clone> Engine<P> {
 
     /// Client requests not yet answered.
     pub fn in_flight(&self) -> usize {
-        self.ios.len()
+        self.unanswered().count()
     }
 
     /// Bytes that may differ between members and are yet to be repaired.
@@ -444,6 +444,7 @@ impl<P: Clone> Engine<P> {
                 self.remove_unreachable(now, out);
                 self.start_when_ready(now, out);
                 self.tend_copies(now, out);
+                self.tell_whole(now, out);
                 self.tend_syncs(now, out);
                 self.tend_dirty(now, out);
                 self.tend_stop(now, out);
@@ -488,10 +489,9 @@ impl<P: Clone> Engine<P> {
         }
         self.copies.clear();
         self.locks = Locks::default();
-        for io in std::mem::take(&mut self.ios)
-            .into_keys()
-            .filter(|io| io.0 < OWN_IO)
-        {
+        let unanswered: Vec<IoId> = self.unanswered().collect();
+        self.ios.clear();
+        for io in unanswered {
             out.push(Command::Complete {
                 io,
                 result: Err(error),

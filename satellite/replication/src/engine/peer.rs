@@ -388,6 +388,9 @@ impl<P: Clone> Engine<P> {
         });
         if !self.is_member(replica) {
             self.abort_sync(now, replica, out);
+            if !member {
+                self.write_off(now, replica, out);
+            }
         }
         for orphan in orphans {
             match orphan {
@@ -397,6 +400,16 @@ impl<P: Clone> Engine<P> {
             }
         }
         self.abort_syncs_from(now, replica, out);
+    }
+
+    /// What a replica outside the set was sent and has not answered is of no account any more.
+    pub(super) fn write_off(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
+        peer.sent.clear();
+        let bit = peer.bit;
+        self.forget_debts(now, bit, out);
     }
 
     /// An answer came.
@@ -577,10 +590,14 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    /// Leases of the whole in-sync set hold now.
+    /// Leases of the whole in-sync set hold now, and of a replica that may be in it already: a later
+    /// engine could start from that one alone (R3).
     //= docs/replication.md#R6
     pub(super) fn leased(&self, now: Time) -> bool {
-        self.phase_serves() && self.members().all(|(_, peer)| now < peer.lease)
+        let proposed = self.proposal.as_ref().and_then(|proposal| proposal.adding);
+        let counts = |replica: ReplicaId| self.is_member(replica) || proposed == Some(replica);
+        let mut all = self.peers.iter().filter(|(replica, _)| counts(**replica));
+        self.phase_serves() && all.all(|(_, peer)| now < peer.lease)
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = (ReplicaId, &Peer<P>)> {

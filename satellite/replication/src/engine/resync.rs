@@ -224,7 +224,7 @@ impl<P: Clone> Engine<P> {
             (Stage::Flushing, Kind::Flush) => {
                 sync.stage = Stage::Joining;
                 let message = Message {
-                    flags: flags::MEMBER,
+                    flags: flags::MEMBER | flags::WHOLE,
                     body: Body::Bytes(self.roster(Some(target)).encode()),
                     ..Message::plain(Kind::StoreView)
                 };

@@ -123,7 +123,11 @@ impl<P: Clone> Replica<P> {
         self.maps.adopt_roster(&mut self.superblock, &roster);
         self.superblock.view = header.view;
         self.superblock.in_sync = roster.in_sync;
-        self.superblock.cache = self.cache;
+        //= docs/replication.md#R8
+        if header.flags & flags::WHOLE != 0 {
+            // Not before: until all is equal again, the next engine must know that this copy lost writes.
+            self.superblock.cache = self.cache;
+        }
         self.maps.touch_superblock();
         self.answer_when_stored(now, conn, header);
     }

@@ -217,6 +217,8 @@ impl World {
             // More than one disk lost for good is another's story.
             Fault::BrokenDisk if others && set > 1 && !disk.broken => {
                 disk.broken = true;
+                // Its next flush may lose what was not flushed.
+                self.nodes[node].wiped = self.moment;
                 self.after(length, What::DiskRecovers(node));
             }
             Fault::FullDisk => {

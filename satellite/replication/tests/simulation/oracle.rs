@@ -89,7 +89,7 @@ impl Oracle {
     pub(crate) fn write_ends(&mut self, at: u64, write: u64, fua: bool) {
         for block in self.writes.remove(&write).unwrap_or_default() {
             for value in self.block(block).iter_mut().filter(|value| value.write == write) {
-                value.first_end = value.first_end.min(at);
+                value.first_end = value.first_end.min(at.min(value.closed.max(value.begun)));
                 value.flushed |= fua;
             }
         }
@@ -97,7 +97,7 @@ impl Oracle {
 
     /// The engine a write was given to is superseded: it has taken effect or never will.
     pub(crate) fn close(&mut self, at: u64, write: u64) {
-        for block in self.writes.remove(&write).unwrap_or_default() {
+        for block in self.writes.get(&write).cloned().unwrap_or_default() {
             for value in self.block(block).iter_mut().filter(|value| value.write == write) {
                 value.closed = value.closed.min(at);
             }

@@ -136,6 +136,10 @@ impl World {
         if self.healing {
             self.replace_failed();
         }
+        // A session with a satellite begins with what there is.
+        if self.healing || self.rng.chance(3) {
+            self.tell_engines();
+        }
         let expect = self.row.view.epoch;
         let Some(owner) = self.row.owner.clone() else {
             self.ownerless = None;
@@ -182,6 +186,12 @@ impl World {
     }
 
     fn plan_start(&mut self, node: usize, guest: Option<u64>) {
+        // Whoever waits for an engine and does not get this one never gets another.
+        let left: Vec<u64> =
+            self.guests.iter().filter(|(id, of)| of.engine.is_none() && Some(**id) != guest).map(|(id, _)| *id).collect();
+        for id in left {
+            self.guest_dies(id);
+        }
         self.ownerless = None;
         self.starting = Some(self.row.view.epoch);
         let (row, delay) = (self.row.clone(), self.rng.spread(MS, 300 * MS));

@@ -1,7 +1,7 @@
 //! The world: nodes, connections, engines, guests, the catalogue, and the queue of what happens next.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use stor_replication::body::Body;
@@ -146,6 +146,8 @@ pub(crate) struct EngineProcess {
     pub(crate) paused: bool,
     pub(crate) waiting: VecDeque<engine::Event<Data>>,
     pub(crate) links: BTreeMap<LinkId, u64>,
+    /// Closed by the engine.
+    pub(crate) closed: BTreeSet<LinkId>,
     pub(crate) asks: BTreeMap<u64, Change>,
     pub(crate) tick: u64,
     pub(crate) served: bool,
