@@ -82,7 +82,7 @@ impl Daemon {
              pid_file={pid_file}\n\
              if [ -r \"$pid_file\" ]; then\n\
              \x20   pid=$(cat \"$pid_file\")\n\
-             \x20   if tr '\\0' '\\n' <\"/proc/$pid/cmdline\" 2>/dev/null | grep -qF -- {dir}; then\n\
+             \x20   if grep -qsF -- {dir} \"/proc/$pid/cmdline\"; then\n\
              \x20       echo \"{title} already runs as process $pid\"\n\
              \x20       exit 0\n\
              \x20   fi\n\
@@ -93,7 +93,7 @@ impl Daemon {
              mv \"$pid_file.new\" \"$pid_file\"\n",
             title = self.title,
             pid_file = path(&self.pid_file),
-            dir = path(&self.dir),
+            dir = quoted(&format!("{}/", self.dir.display())),
             program = path(&self.program),
             arguments = arguments.join(" "),
             log = path(&self.log),
