@@ -288,3 +288,6 @@ fn ask(facts: &Facts, step: Step, now: Instant) -> Step {
     }
     step
 }
+
+#[cfg(test)]
+mod tests;

@@ -188,14 +188,7 @@ impl Pool {
                 path: path.to_owned(),
             })?;
         let found = check_marker(spec, opener, marker::read(path)?)?;
-        // In this order: a full file system must be called full, not whatever the probe stumbles on.
         let usage = usage(path)?;
-        if found.is_none() && usage.free < FULL_BELOW {
-            return Err(PoolError::Full {
-                path: path.to_owned(),
-                free: usage.free,
-            });
-        }
         let abilities = probe::probe(path).map_err(|source| write_error(path, source, usage.free));
         let (marker, snapshots) = match (found, abilities) {
             (_, Ok(abilities)) if !abilities.direct => {
@@ -207,6 +200,12 @@ impl Pool {
             // What is there is served as long as it can be read; `usage` goes on saying what is wrong.
             (Some(marker), Err(PoolError::Full { .. } | PoolError::ReadOnly { .. })) => {
                 (marker, Snapshots::Copy)
+            }
+            (None, Ok(_)) if usage.free < FULL_BELOW => {
+                return Err(PoolError::Full {
+                    path: path.to_owned(),
+                    free: usage.free,
+                });
             }
             (None, Ok(abilities)) => {
                 let marker = Marker::new(&opener.node, &spec.name);

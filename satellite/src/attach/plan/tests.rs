@@ -1,0 +1,359 @@
+//! The plan, state by state: what is there and what is wanted → the next step.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+use std::collections::BTreeMap;
+
+use stor_replication::ids::{ConfigSeq, Lineage, View, VolumeId};
+
+use super::*;
+
+const SERVE: Goal = Goal::Serve {
+    transport: TransportKind::Socket,
+};
+const SERVE_FUSE: Goal = Goal::Serve {
+    transport: TransportKind::Fuse,
+};
+
+fn facts(goal: Goal, epoch: u64, used: u64, now: Instant) -> Facts {
+    let row = VolumeRow {
+        volume: VolumeId::default(),
+        size: 4096,
+        revision: epoch,
+        view: View {
+            epoch: Epoch(epoch),
+            config: ConfigSeq(0),
+        },
+        owner: Some("k1".to_owned()),
+        clean: false,
+        clean_before: false,
+        lineage: Lineage::default(),
+        min_in_sync: 1,
+        replicas: BTreeMap::new(),
+    };
+    Facts {
+        node: "k1".to_owned(),
+        goal,
+        row: Some(row),
+        used: Epoch(used),
+        engine: Engine::Absent { not_before: now },
+        device: Device::None,
+        connection: false,
+        device_not_before: now,
+        device_busy: false,
+        asking: false,
+        ask_not_before: now,
+        clean: None,
+        given_up: None,
+    }
+}
+
+fn running(epoch: u64, stopping: Option<Instant>) -> Engine {
+    Engine::Running {
+        epoch: Epoch(epoch),
+        serving: true,
+        stopping,
+        ended: false,
+    }
+}
+
+fn steps(facts: &Facts, now: Instant, changes: &[(&str, fn(&mut Facts, Instant), Step)]) {
+    for (what, change, expected) in changes {
+        let mut facts = facts.clone();
+        change(&mut facts, now);
+        assert_eq!(next(&facts, now), *expected, "{what}: {facts:#?}");
+    }
+}
+
+#[test]
+fn to_serve() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(5);
+    let rest = Step::Rest(None);
+    steps(
+        &facts(SERVE, 3, 2, now),
+        now,
+        &[
+            ("a new epoch", |_, _| {}, Step::Spawn { epoch: Epoch(3) }),
+            (
+                "a used epoch",
+                |f, _| f.used = Epoch(3),
+                Step::AskRestart { expect: Epoch(3) },
+            ),
+            (
+                "a note that cannot be read",
+                |f, _| f.used = Epoch(u64::MAX),
+                Step::AskRestart { expect: Epoch(3) },
+            ),
+            (
+                "asked already",
+                |f, _| (f.used, f.asking) = (Epoch(3), true),
+                rest,
+            ),
+            (
+                "refused just now",
+                |f, now| (f.used, f.ask_not_before) = (Epoch(3), now + Duration::from_secs(5)),
+                Step::Rest(Some(later)),
+            ),
+            (
+                "died just now",
+                |f, now| {
+                    f.engine = Engine::Absent {
+                        not_before: now + Duration::from_secs(5),
+                    }
+                },
+                Step::Rest(Some(later)),
+            ),
+            (
+                "another's volume",
+                |f, _| f.row.as_mut().unwrap().owner = Some("k2".to_owned()),
+                rest,
+            ),
+            (
+                "nobody's volume",
+                |f, _| f.row.as_mut().unwrap().owner = None,
+                rest,
+            ),
+            ("no row", |f, _| f.row = None, rest),
+            ("it runs", |f, _| f.engine = running(3, None), rest),
+            (
+                "it runs ahead of the row",
+                |f, _| f.engine = running(4, None),
+                rest,
+            ),
+            (
+                "an older one runs",
+                |f, _| f.engine = running(2, None),
+                Step::StopEngine,
+            ),
+            (
+                "an older one is told",
+                |f, now| f.engine = running(2, Some(now)),
+                Step::Rest(Some(now + SHORT_GRACE)),
+            ),
+            (
+                "an older one does not hear",
+                |f, now| f.engine = running(2, now.checked_sub(SHORT_GRACE)),
+                Step::Kill,
+            ),
+        ],
+    );
+}
+
+#[test]
+fn to_serve_with_a_device() {
+    let now = Instant::now();
+    let rest = Step::Rest(None);
+    steps(
+        &facts(SERVE_FUSE, 3, 2, now),
+        now,
+        &[
+            ("nothing is there", |_, _| {}, Step::Mount),
+            ("being mounted", |f, _| f.device_busy = true, rest),
+            (
+                "mounted",
+                |f, _| (f.device, f.connection) = (Device::Mounted, true),
+                Step::Spawn { epoch: Epoch(3) },
+            ),
+            (
+                "a dead mount",
+                |f, _| f.device = Device::Attached,
+                Step::TakeDown { force: true },
+            ),
+            (
+                "a used epoch comes first",
+                |f, _| (f.used, f.device) = (Epoch(3), Device::Attached),
+                Step::AskRestart { expect: Epoch(3) },
+            ),
+            (
+                "it serves",
+                |f, _| (f.engine, f.device, f.connection) = (running(3, None), Device::Mounted, true),
+                Step::Attach,
+            ),
+            (
+                "it has a device",
+                |f, _| (f.engine, f.device, f.connection) = (running(3, None), Device::Attached, true),
+                rest,
+            ),
+            (
+                "its mount was taken away",
+                |f, _| f.engine = running(3, None),
+                Step::StopEngine,
+            ),
+            (
+                "it does not serve yet",
+                |f, _| {
+                    f.engine = Engine::Running {
+                        epoch: Epoch(3),
+                        serving: false,
+                        stopping: None,
+                        ended: false,
+                    };
+                    f.device = Device::Mounted;
+                },
+                rest,
+            ),
+        ],
+    );
+}
+
+#[test]
+fn to_stop() {
+    let now = Instant::now();
+    let rest = Step::Rest(None);
+    steps(
+        &facts(Goal::Stop, 3, 3, now),
+        now,
+        &[
+            (
+                "the device first",
+                |f, _| (f.engine, f.device) = (running(3, None), Device::Attached),
+                Step::TakeDown { force: false },
+            ),
+            (
+                "then the engine",
+                |f, _| f.engine = running(3, None),
+                Step::StopEngine,
+            ),
+            (
+                "which may drain",
+                |f, now| f.engine = running(3, Some(now)),
+                Step::Rest(Some(now + LONG_GRACE)),
+            ),
+            (
+                "but not after it said that it ends",
+                |f, now| {
+                    f.engine = Engine::Running {
+                        epoch: Epoch(3),
+                        serving: true,
+                        stopping: now.checked_sub(SHORT_GRACE),
+                        ended: true,
+                    }
+                },
+                Step::Kill,
+            ),
+            (
+                "it ended clean",
+                |f, _| f.clean = Some(Epoch(3)),
+                Step::AskDetach {
+                    expect: Epoch(3),
+                    clean: true,
+                },
+            ),
+            (
+                "it died",
+                |_, _| {},
+                Step::AskDetach {
+                    expect: Epoch(3),
+                    clean: false,
+                },
+            ),
+            (
+                "an older one ended clean",
+                |f, _| f.clean = Some(Epoch(2)),
+                Step::AskDetach {
+                    expect: Epoch(3),
+                    clean: false,
+                },
+            ),
+            ("asked", |f, _| f.asking = true, rest),
+            ("given up", |f, _| f.row.as_mut().unwrap().owner = None, rest),
+            ("given up, or never had", |f, _| f.given_up = Some(Epoch(3)), rest),
+            // What is still in the kernel needs an engine to go to.
+            (
+                "died with its device up",
+                |f, _| (f.device, f.connection) = (Device::Attached, true),
+                Step::AskRestart { expect: Epoch(3) },
+            ),
+            (
+                "nothing can reach the device",
+                |f, _| f.device = Device::Attached,
+                Step::TakeDown { force: true },
+            ),
+        ],
+    );
+}
+
+#[test]
+fn to_leave_nothing() {
+    let now = Instant::now();
+    steps(
+        &facts(Goal::Nothing, 3, 3, now),
+        now,
+        &[
+            (
+                "the engine first",
+                |f, _| (f.engine, f.device, f.connection) = (running(3, None), Device::Attached, true),
+                Step::StopEngine,
+            ),
+            (
+                "which gets no time",
+                |f, now| f.engine = running(3, Some(now)),
+                Step::Rest(Some(now + SHORT_GRACE)),
+            ),
+            (
+                "then what waits for it",
+                |f, _| (f.device, f.connection) = (Device::Attached, true),
+                Step::DropConnection,
+            ),
+            (
+                "then the device",
+                |f, _| f.device = Device::Attached,
+                Step::TakeDown { force: true },
+            ),
+            (
+                "which takes its time",
+                |f, _| f.device_busy = true,
+                Step::Rest(None),
+            ),
+            ("then the traces", |_, _| {}, Step::Forget),
+            ("whatever the row says", |f, _| f.row = None, Step::Forget),
+        ],
+    );
+}
+
+#[test]
+fn to_halt() {
+    let now = Instant::now();
+    steps(
+        &facts(Goal::Halt, 3, 3, now),
+        now,
+        &[
+            (
+                "the device first",
+                |f, _| (f.engine, f.device) = (running(3, None), Device::Attached),
+                Step::TakeDown { force: false },
+            ),
+            (
+                "then the engine",
+                |f, _| f.engine = running(3, None),
+                Step::StopEngine,
+            ),
+            ("and no right is given up", |_, _| {}, Step::Rest(None)),
+            (
+                "a device without an engine stays for the next agent",
+                |f, _| f.device = Device::Attached,
+                Step::Rest(None),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn nothing_is_touched_before_it_is_known_what_is_wanted() {
+    let now = Instant::now();
+    steps(
+        &facts(Goal::Unknown, 3, 2, now),
+        now,
+        &[
+            ("no engine", |_, _| {}, Step::Rest(None)),
+            ("an engine", |f, _| f.engine = running(1, None), Step::Rest(None)),
+            ("a device", |f, _| f.device = Device::Attached, Step::Rest(None)),
+        ],
+    );
+}

@@ -1,0 +1,438 @@
+//! The session with the controllers, against controllers that do what the test says.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stor_proto::satellite as proto;
+use stor_proto::satellite::from_controller::Kind as FromController;
+use stor_proto::satellite::from_satellite::Kind as FromSatellite;
+use stor_proto::satellite::satellites_server::{Satellites, SatellitesServer};
+use stor_replication::catalogue::Change;
+use stor_replication::ids::{Epoch, VolumeId};
+use stor_satellite::agent::ask::{self, Asker, Question, Reply};
+use stor_satellite::agent::dial::Dialer;
+use stor_satellite::agent::session::{Ends, Session};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
+
+/// Far above what anything here takes: reached only by a defect.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A controller's end of one session.
+struct Visit {
+    incoming: Streaming<proto::FromSatellite>,
+    outgoing: mpsc::Sender<Result<proto::FromController, Status>>,
+}
+
+impl Visit {
+    async fn hear(&mut self) -> FromSatellite {
+        let heard = tokio::time::timeout(PATIENCE, self.incoming.next())
+            .await
+            .expect("the satellite says nothing");
+        heard.unwrap().unwrap().kind.unwrap()
+    }
+
+    async fn hear_hello(&mut self) -> proto::Hello {
+        match self.hear().await {
+            FromSatellite::Hello(hello) => hello,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn hear_request(&mut self) -> proto::Request {
+        loop {
+            match self.hear().await {
+                FromSatellite::Request(request) => return request,
+                FromSatellite::Status(_) => {}
+                FromSatellite::Hello(hello) => panic!("{hello:?}"),
+            }
+        }
+    }
+
+    async fn hear_status(&mut self) -> proto::Status {
+        loop {
+            if let FromSatellite::Status(status) = self.hear().await {
+                return status;
+            }
+        }
+    }
+
+    async fn say(&self, kind: FromController) {
+        self.outgoing
+            .send(Ok(proto::FromController { kind: Some(kind) }))
+            .await
+            .unwrap();
+    }
+
+    async fn welcome(&mut self, controllers: &[&str], heartbeat_ms: u32) -> proto::Hello {
+        let hello = self.hear_hello().await;
+        let controllers = controllers.iter().map(|&address| address.to_owned()).collect();
+        self.say(FromController::Welcome(proto::Welcome {
+            controllers,
+            heartbeat_ms,
+        }))
+        .await;
+        hello
+    }
+}
+
+/// What a controller does with a satellite that dials.
+#[derive(Clone)]
+enum Manner {
+    Lead(mpsc::Sender<Visit>),
+    NameLeader(String),
+    KnowNoLeader,
+}
+
+struct Service(Manner);
+
+#[tonic::async_trait]
+impl Satellites for Service {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<proto::FromController, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<proto::FromSatellite>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let mut refused = Status::failed_precondition("this controller does not lead");
+        match &self.0 {
+            Manner::NameLeader(leader) => {
+                refused
+                    .metadata_mut()
+                    .insert("stor-leader", leader.parse().unwrap());
+                Err(refused)
+            }
+            Manner::KnowNoLeader => Err(refused),
+            Manner::Lead(visits) => {
+                let (outgoing, queue) = mpsc::channel(16);
+                visits
+                    .send(Visit {
+                        incoming: request.into_inner(),
+                        outgoing,
+                    })
+                    .await
+                    .unwrap();
+                Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+            }
+        }
+    }
+}
+
+async fn controller(manner: Manner) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let server = tonic::transport::Server::builder()
+        .add_service(SatellitesServer::new(Service(manner)))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    tokio::spawn(server);
+    address
+}
+
+async fn leader() -> (String, mpsc::Receiver<Visit>) {
+    let (visits, coming) = mpsc::channel(4);
+    (controller(Manner::Lead(visits)).await, coming)
+}
+
+async fn visit(coming: &mut mpsc::Receiver<Visit>) -> Visit {
+    tokio::time::timeout(PATIENCE, coming.recv())
+        .await
+        .expect("nobody dials")
+        .unwrap()
+}
+
+/// The satellite's side.
+struct Satellite {
+    asker: Asker,
+    status: watch::Sender<Option<Arc<proto::Status>>>,
+    desired: mpsc::Receiver<proto::Desired>,
+    directory: TempDir,
+}
+
+impl Satellite {
+    fn dial(controllers: &[&str]) -> Self {
+        let directory = TempDir::new().unwrap();
+        let (asker, asks) = ask::channel();
+        let (status, seen) = watch::channel(None);
+        let (tell, desired) = mpsc::channel(4);
+        let given = controllers.iter().map(|&address| address.to_owned()).collect();
+        let dialer = Dialer::new(given, directory.path().join("controllers.json"));
+        let hello = proto::Hello {
+            protocol: 1,
+            node: "s1".to_owned(),
+            ..Default::default()
+        };
+        let session = Session::new(
+            hello,
+            dialer,
+            Ends {
+                status: seen,
+                asks,
+                desired: tell,
+            },
+        );
+        tokio::spawn(session.run());
+        Self {
+            asker,
+            status,
+            desired,
+            directory,
+        }
+    }
+
+    fn see(&self, revision: u64) {
+        let status = proto::Status {
+            desired_revision: revision,
+            ..Default::default()
+        };
+        self.status.send_replace(Some(Arc::new(status)));
+    }
+}
+
+fn volume() -> VolumeId {
+    VolumeId(Uuid::from_u128(1))
+}
+
+fn row(epoch: u64) -> proto::Volume {
+    proto::Volume {
+        volume_id: volume().to_string(),
+        name: "db".to_owned(),
+        size_bytes: 4096,
+        epoch,
+        lineage: Uuid::from_u128(2).to_string(),
+        min_in_sync: 1,
+        ..Default::default()
+    }
+}
+
+fn restart() -> Question {
+    Question::Change(Change::Restart {
+        owner: "s1".to_owned(),
+        expect: Epoch(4),
+    })
+}
+
+fn answer(id: u64, epoch: u64) -> FromController {
+    FromController::Answer(proto::Answer {
+        id,
+        kind: Some(proto::answer::Kind::Volume(row(epoch))),
+    })
+}
+
+fn refuse(id: u64, code: &str, volume: Option<proto::Volume>) -> FromController {
+    let refused = proto::Refused {
+        code: code.to_owned(),
+        message: "no".to_owned(),
+        volume,
+    };
+    FromController::Answer(proto::Answer {
+        id,
+        kind: Some(proto::answer::Kind::Refused(refused)),
+    })
+}
+
+const QUIET: u32 = 60_000;
+
+#[tokio::test]
+async fn the_leader_is_found_through_those_that_do_not_lead() {
+    let (leads, mut coming) = leader().await;
+    let knows = controller(Manner::NameLeader(leads.clone())).await;
+    let lost = controller(Manner::KnowNoLeader).await;
+    // Nothing listens on the first.
+    let dead = "http://127.0.0.1:1";
+    let satellite = Satellite::dial(&[dead, &lost, &knows]);
+    let mut visit = visit(&mut coming).await;
+    let hello = visit.welcome(&[&leads, &knows], QUIET).await;
+    assert_eq!((hello.protocol, hello.node.as_str()), (1, "s1"));
+    // Known to have been kept once the satellite has said something after Welcome.
+    satellite.see(1);
+    visit.hear_status().await;
+    let kept = std::fs::read_to_string(satellite.directory.path().join("controllers.json")).unwrap();
+    assert_eq!(
+        serde_json::from_str::<Vec<String>>(&kept).unwrap(),
+        [leads, knows]
+    );
+}
+
+#[tokio::test]
+async fn controllers_of_the_last_session_are_dialled_too() {
+    let (leads, mut coming) = leader().await;
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("controllers.json");
+    std::fs::write(&file, serde_json::to_string(&[&leads]).unwrap()).unwrap();
+    let dialer = Dialer::new(vec!["http://127.0.0.1:1".to_owned()], file);
+    let (_asker, asks) = ask::channel();
+    let (_status, status) = watch::channel(None);
+    let (desired, _desired) = mpsc::channel(1);
+    let hello = proto::Hello::default();
+    tokio::spawn(
+        Session::new(
+            hello,
+            dialer,
+            Ends {
+                status,
+                asks,
+                desired,
+            },
+        )
+        .run(),
+    );
+    visit(&mut coming).await.hear_hello().await;
+}
+
+#[tokio::test]
+async fn a_status_is_told_on_every_change_and_at_every_heartbeat() {
+    let (leads, mut coming) = leader().await;
+    let satellite = Satellite::dial(&[&leads]);
+    let mut visit = visit(&mut coming).await;
+    visit.welcome(&[], QUIET).await;
+    for revision in 1..4 {
+        satellite.see(revision);
+        assert_eq!(visit.hear_status().await.desired_revision, revision);
+    }
+    let mut visit = {
+        drop(visit);
+        let mut visit = self::visit(&mut coming).await;
+        visit.welcome(&[], 50).await;
+        visit
+    };
+    for _ in 0..3 {
+        assert_eq!(
+            visit.hear_status().await.desired_revision,
+            3,
+            "nothing changed, and it is told all the same"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_desired_state_arrives() {
+    let (leads, mut coming) = leader().await;
+    let mut satellite = Satellite::dial(&[&leads]);
+    let mut visit = visit(&mut coming).await;
+    visit.welcome(&[], QUIET).await;
+    visit
+        .say(FromController::Desired(proto::Desired {
+            revision: 7,
+            ..Default::default()
+        }))
+        .await;
+    assert_eq!(satellite.desired.recv().await.unwrap().revision, 7);
+}
+
+#[tokio::test]
+async fn a_question_is_asked_on_every_session_until_it_is_answered() {
+    let (leads, mut coming) = leader().await;
+    let satellite = Satellite::dial(&[&leads]);
+    let asker = satellite.asker.clone();
+    let asked = tokio::spawn(async move { asker.ask(volume(), restart()).await });
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let mut visit = visit(&mut coming).await;
+        visit.welcome(&[], QUIET).await;
+        let request = visit.hear_request().await;
+        let change = proto::ChangeView {
+            volume_id: volume().to_string(),
+            change: Some(proto::change_view::Change::Restart(proto::Restart {
+                expect_epoch: 4,
+            })),
+        };
+        assert_eq!(request.kind, Some(proto::request::Kind::Change(change)));
+        ids.push(request.id);
+    }
+    assert!(
+        ids.iter().all(|id| *id == ids[0]),
+        "one question, one number: {ids:?}"
+    );
+    let mut visit = visit(&mut coming).await;
+    visit.welcome(&[], QUIET).await;
+    let id = visit.hear_request().await.id;
+    // An answer to nothing, and one that cannot be read, are no answers.
+    visit.say(answer(id + 100, 9)).await;
+    let mut unreadable = row(9);
+    unreadable.lineage = "x".to_owned();
+    let kind = Some(proto::answer::Kind::Volume(unreadable));
+    visit
+        .say(FromController::Answer(proto::Answer { id, kind }))
+        .await;
+    visit.say(answer(id, 5)).await;
+    match asked.await.unwrap().unwrap() {
+        Reply::Row(volume) => assert_eq!(volume.row.view.epoch, Epoch(5)),
+        other @ Reply::Refused { .. } => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_leads_no_more_gives_no_answer() {
+    let (leads, mut coming) = leader().await;
+    let satellite = Satellite::dial(&[&leads]);
+    let asker = satellite.asker.clone();
+    let asked = tokio::spawn(async move { asker.ask(volume(), Question::Read).await });
+    let mut first = visit(&mut coming).await;
+    first.welcome(&[], QUIET).await;
+    let id = first.hear_request().await.id;
+    first.say(refuse(id, "not-leader", None)).await;
+    let mut second = visit(&mut coming).await;
+    second.welcome(&[], QUIET).await;
+    assert_eq!(second.hear_request().await.id, id);
+    second.say(refuse(id, "not-found", None)).await;
+    let refused = Reply::Refused {
+        code: "not-found".to_owned(),
+        message: "no".to_owned(),
+        volume: None,
+    };
+    assert_eq!(asked.await.unwrap(), Ok(refused));
+}
+
+#[tokio::test]
+async fn a_question_nobody_waits_for_is_forgotten() {
+    let (leads, mut coming) = leader().await;
+    let satellite = Satellite::dial(&[&leads]);
+    let asker = satellite.asker.clone();
+    let asked = tokio::spawn(async move { asker.ask(volume(), Question::Read).await });
+    let mut first = visit(&mut coming).await;
+    first.welcome(&[], QUIET).await;
+    let forgotten = first.hear_request().await.id;
+    asked.abort();
+    assert!(asked.await.unwrap_err().is_cancelled());
+    drop(first);
+    let mut second = visit(&mut coming).await;
+    second.welcome(&[], QUIET).await;
+    let asker = satellite.asker.clone();
+    tokio::spawn(async move { asker.ask(volume(), Question::Read).await });
+    assert_ne!(second.hear_request().await.id, forgotten);
+}
+
+#[tokio::test]
+async fn a_refusal_comes_with_the_row_as_it_is() {
+    let (leads, mut coming) = leader().await;
+    let satellite = Satellite::dial(&[&leads]);
+    let asker = satellite.asker.clone();
+    let asked = tokio::spawn(async move { asker.ask(volume(), restart()).await });
+    let mut visit = visit(&mut coming).await;
+    visit.welcome(&[], QUIET).await;
+    let id = visit.hear_request().await.id;
+    visit.say(refuse(id, "view-changed", Some(row(6)))).await;
+    match asked.await.unwrap().unwrap() {
+        Reply::Refused {
+            code,
+            volume: Some(volume),
+            ..
+        } => {
+            assert_eq!((code.as_str(), volume.row.view.epoch), ("view-changed", Epoch(6)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
