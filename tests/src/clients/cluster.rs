@@ -28,7 +28,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts one and waits until it says it is healthy.
+    /// Starts one and waits until it is up and healthy.
     pub fn start() -> anyhow::Result<Self> {
         let storctl = binary("storctl")?;
         for daemon in ["stor-controller", "stor-satellite"] {
@@ -37,10 +37,10 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("stor").tempdir()?;
         let log = File::create(dir.path().join("quickstart.log"))?;
         let quickstart = Command::new(&storctl)
-            .args(["quickstart", "--dir"])
+            .args(["-o", "json", "quickstart", "--dir"])
             .arg(dir.path().join("data"))
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
+            .stdout(File::create(dir.path().join("made.json"))?)
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", storctl.display()))?;
@@ -68,12 +68,14 @@ impl Cluster {
 
     fn wait_until_healthy(&mut self) -> anyhow::Result<()> {
         let start = Instant::now();
-        let mut last = String::from("it has not written its env file");
+        let mut last = String::from("it does not say that it is up");
         while start.elapsed() < DEADLINE {
             if let Some(status) = self.quickstart.try_wait()? {
                 bail!("storctl quickstart ended with {status}:\n{}", self.log());
             }
-            if self.data().join("env").exists() {
+            // What it made is its one document, printed once everything is up.
+            let made = fs::read(self.dir.path().join("made.json"))?;
+            if serde_json::from_slice::<Value>(&made).is_ok() {
                 let outcome = self.storctl(&["-o", "json", "status"])?;
                 if outcome.ok && outcome.stdout.contains("HEALTH_OK") {
                     return Ok(());
