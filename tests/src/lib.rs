@@ -1,3 +1,14 @@
 //! End-to-end and fault tests of Stor on real processes, and what they share.
 
+pub mod block;
 pub mod clients;
+pub mod cluster;
+pub mod history;
+pub mod leftovers;
+pub mod medium;
+pub mod nbd;
+pub mod ports;
+pub mod process;
+pub mod volume;
+pub mod wait;
+pub mod writer;

@@ -1,0 +1,432 @@
+//! A cluster of real processes on loopback for one test: three controllers `c1 c2 c3`, storage nodes `s1 s2 s3`,
+//! a diskless node `k1`, as `storctl quickstart` makes them, with programs, ports and a directory of its own.
+//!
+//! Promises: however the test ends, its processes, mounts and loop devices end too (after a SIGKILL of the test
+//! itself, at the start of the next one). When it failed, its logs are kept and said where.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use stor_api::client::{Client, Error, Options};
+use stor_api::objects::{ControllerRole, Health, NodeState, Status};
+
+use crate::ports::Ports;
+use crate::{leftovers, process, wait};
+
+/// Controllers.
+pub const CONTROLLERS: [&str; 3] = ["c1", "c2", "c3"];
+/// Storage nodes.
+pub const STORAGE: [&str; 3] = ["s1", "s2", "s3"];
+/// The diskless node.
+pub const CLIENT: &str = "k1";
+/// The pool of every storage node.
+pub const POOL: &str = "sp01";
+
+const PROGRAMS: [&str; 3] = ["storctl", "stor-controller", "stor-satellite"];
+/// A quickstart asked to end takes its devices down first.
+const END: Duration = Duration::from_secs(45);
+/// Each call of the API; calls while controllers are down are given up by the tests' own deadlines.
+const CALL: Duration = Duration::from_secs(30);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Cluster {
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+    root: PathBuf,
+    quickstart: Child,
+    ports: Ports,
+}
+
+/// Runs a test on a cluster of its own.
+pub fn with(test: impl FnOnce(&mut Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut cluster = Cluster::start()?;
+    let done = test(&mut cluster);
+    if done.is_err() {
+        cluster.keep_logs();
+    }
+    done
+}
+
+impl Cluster {
+    /// Starts one and waits until it is healthy.
+    pub fn start() -> anyhow::Result<Self> {
+        leftovers::sweep();
+        let root = leftovers::new_root()?;
+        match Self::start_in(root.clone()) {
+            Ok(cluster) => Ok(cluster),
+            Err(error) => {
+                leftovers::remove(&root);
+                Err(error)
+            }
+        }
+    }
+
+    fn start_in(root: PathBuf) -> anyhow::Result<Self> {
+        let bin = root.join("bin");
+        fs::create_dir(&bin)?;
+        for name in PROGRAMS {
+            let built = built(name)?;
+            // The same file under another name: a build that runs meanwhile puts new files in their places.
+            fs::hard_link(&built, bin.join(name))
+                .or_else(|_| fs::copy(&built, bin.join(name)).map(drop))
+                .with_context(|| format!("copying {}", built.display()))?;
+        }
+        let dir = root.join("d");
+        fs::create_dir(&dir)?;
+        let ports = Ports::take()?;
+        let record = json!({
+            "version": 1,
+            "controllers": {
+                "c1": { "api": ports.get(0), "peer": ports.get(1) },
+                "c2": { "api": ports.get(2), "peer": ports.get(3) },
+                "c3": { "api": ports.get(4), "peer": ports.get(5) },
+            },
+            "satellites": { "s1": ports.get(6), "s2": ports.get(7), "s3": ports.get(8), "k1": null },
+            "set_up": [],
+        });
+        fs::write(dir.join("quickstart.json"), record.to_string())?;
+        let urls = [0, 2, 4].map(|index| format!("http://127.0.0.1:{}", ports.get(index)));
+        let client = Client::new(&Options {
+            urls: urls.to_vec(),
+            token_file: None,
+            ca_file: None,
+            timeout: CALL,
+        })?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let quickstart = start_quickstart(&root)?;
+        let mut cluster = Self {
+            runtime,
+            client,
+            root,
+            quickstart,
+            ports,
+        };
+        cluster.up()?;
+        Ok(cluster)
+    }
+
+    /// Waits until every daemon is up and the cluster is healthy.
+    fn up(&mut self) -> anyhow::Result<()> {
+        let record = self.dir().join("quickstart.json");
+        wait::until(wait::LONG, "the quickstart is ready", || {
+            if let Some(status) = self.quickstart.try_wait()? {
+                bail!("storctl quickstart ended with {status}:\n{}", self.said());
+            }
+            let text = fs::read_to_string(&record).unwrap_or_default();
+            let set_up = serde_json::from_str::<serde_json::Value>(&text)
+                .ok()
+                .and_then(|value| {
+                    value
+                        .pointer("/set_up")
+                        .and_then(|list| list.as_array().map(Vec::len))
+                });
+            Ok(set_up == Some(STORAGE.len() + 1))
+        })?;
+        self.wait_healthy()
+    }
+
+    /// What the quickstart printed.
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.root.join("quickstart.log")).unwrap_or_default()
+    }
+
+    /// The directory the quickstart was given.
+    pub fn dir(&self) -> PathBuf {
+        self.root.join("d")
+    }
+
+    /// A place for the test's own files, removed with the cluster.
+    pub fn scratch(&self) -> PathBuf {
+        self.root.clone()
+    }
+
+    /// A port that nobody of this cluster uses.
+    pub fn spare_port(&self, index: u16) -> u16 {
+        self.ports.get(12 + index % 4)
+    }
+
+    /// The port of a replica server or of a controller's API.
+    pub fn port(&self, name: &str) -> anyhow::Result<u16> {
+        let place = |names: [&str; 3]| names.iter().position(|known| *known == name);
+        let index = match (place(CONTROLLERS), place(STORAGE)) {
+            (Some(number), _) => 2 * number,
+            (_, Some(number)) => 6 + number,
+            _ => bail!("{name} has no port"),
+        };
+        Ok(self.ports.get(u16::try_from(index)?))
+    }
+
+    // ---- the API --------------------------------------------------------------------------------
+
+    /// The API of any controller.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The API of one controller only.
+    pub fn client_of(&self, controller: &str) -> anyhow::Result<Client> {
+        Ok(Client::new(&Options {
+            urls: vec![format!("http://127.0.0.1:{}", self.port(controller)?)],
+            token_file: None,
+            ca_file: None,
+            timeout: CALL,
+        })?)
+    }
+
+    /// Runs a call to its end.
+    pub fn run<T>(&self, call: impl Future<Output = T>) -> T {
+        self.runtime.block_on(call)
+    }
+
+    /// Runs a call in the background.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.runtime.spawn(call)
+    }
+
+    /// The cluster's state; `None` while no controller can tell.
+    pub fn status(&self) -> anyhow::Result<Option<Status>> {
+        match self.run(self.client.status()) {
+            Ok(status) => Ok(Some(status)),
+            Err(Error::Unreachable { .. } | Error::TimedOut { .. } | Error::Failed(_)) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Waits until there is nothing to report.
+    pub fn wait_healthy(&self) -> anyhow::Result<()> {
+        wait::that(wait::LONG, "the cluster is healthy", || {
+            Ok(match self.status()? {
+                None => Err("no controller answers".to_owned()),
+                Some(status) if status.health == Health::Ok => Ok(()),
+                Some(status) => Err(format!("{:?}", status.checks)),
+            })
+        })
+    }
+
+    /// Waits until a node's satellite is connected, or until it is known to be away.
+    pub fn wait_node(&self, node: &str, state: NodeState) -> anyhow::Result<()> {
+        wait::that(wait::LONG, &format!("node {node} is {state:?}"), || {
+            Ok(match self.run(self.client.node(node)) {
+                Ok(found) if found.state == state => Ok(()),
+                Ok(found) => Err(format!("{:?}", found.state)),
+                Err(error) => Err(error.to_string()),
+            })
+        })
+    }
+
+    /// The controller that leads now.
+    pub fn leader(&self) -> anyhow::Result<String> {
+        wait::that(wait::LONG, "a controller leads", || {
+            Ok(match self.run(self.client.controllers()) {
+                Ok(all) => all
+                    .iter()
+                    .find(|c| c.role == ControllerRole::Leader)
+                    .map(|c| c.name.clone())
+                    .ok_or_else(|| format!("{all:?}")),
+                Err(error) => Err(error.to_string()),
+            })
+        })
+    }
+
+    /// Runs `storctl` against the cluster. Returns its exit status, what it said, and what it complained of.
+    pub fn storctl(&self, args: &[&str]) -> anyhow::Result<(i32, String, String)> {
+        let output = Command::new(self.root.join("bin/storctl"))
+            .args(args)
+            .env("STOR_URL", self.client.urls().join(","))
+            .stdin(Stdio::null())
+            .output()
+            .context("running storctl")?;
+        Ok((
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
+    }
+
+    /// One of the cluster's programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.root.join("bin").join(name)
+    }
+
+    // ---- breaking it ----------------------------------------------------------------------------
+
+    /// The process of a daemon, when it lives.
+    pub fn pid(&self, name: &str) -> Option<i32> {
+        let path = self.dir().join("run").join(format!("{name}.pid"));
+        let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+        process::is_of(pid, &self.root).then_some(pid)
+    }
+
+    /// Kills daemons with SIGKILL, all at once, and waits until they are gone.
+    pub fn kill(&self, names: &[&str]) -> anyhow::Result<()> {
+        let mut pids = Vec::new();
+        for name in names {
+            let pid = self.pid(name).with_context(|| format!("{name} does not run"))?;
+            process::signal(pid, Signal::KILL, &self.root)?;
+            pids.push((name, pid));
+        }
+        for (name, pid) in pids {
+            wait::until(wait::LONG, &format!("{name} is gone"), || {
+                Ok(!process::is_of(pid, &self.root))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Starts daemons again, by their scripts.
+    pub fn start_again(&self, names: &[&str]) -> anyhow::Result<()> {
+        for name in names {
+            self.start_script(name)?;
+            wait::until(wait::LONG, &format!("{name} runs"), || {
+                Ok(self.pid(name).is_some())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Runs a start script without looking whether its daemon stays.
+    pub fn start_script(&self, name: &str) -> anyhow::Result<()> {
+        let script = self.dir().join("run").join(format!("{name}.start"));
+        let output = Command::new(&script)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("running {}", script.display()))?;
+        ensure!(output.status.success(), "{} failed: {output:?}", script.display());
+        Ok(())
+    }
+
+    /// Ends the quickstart as Ctrl-C does, and starts it again in the same directory.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.end()?;
+        self.begin()
+    }
+
+    /// Ends the quickstart as Ctrl-C does.
+    pub fn end(&mut self) -> anyhow::Result<()> {
+        ensure!(self.interrupt(), "the quickstart did not end:\n{}", self.said());
+        let left = process::all_of(&self.root);
+        ensure!(left.is_empty(), "the quickstart left processes {left:?}");
+        Ok(())
+    }
+
+    /// Starts the quickstart again after [`Cluster::end`].
+    pub fn begin(&mut self) -> anyhow::Result<()> {
+        self.quickstart = start_quickstart(&self.root)?;
+        wait::until(wait::LONG, "every daemon runs", || {
+            if let Some(status) = self.quickstart.try_wait()? {
+                bail!("storctl quickstart ended with {status}:\n{}", self.said());
+            }
+            let mut names = CONTROLLERS.iter().chain(&STORAGE).chain([&CLIENT]);
+            Ok(names.all(|name| self.pid(name).is_some()))
+        })?;
+        for node in STORAGE.iter().chain([&CLIENT]) {
+            self.wait_node(node, NodeState::Online)?;
+        }
+        Ok(())
+    }
+
+    /// The end of a daemon's log.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.dir().join("log").join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    fn interrupt(&mut self) -> bool {
+        let pid = i32::try_from(self.quickstart.id()).ok().and_then(Pid::from_raw);
+        let start = Instant::now();
+        if let Some(pid) = pid
+            && matches!(self.quickstart.try_wait(), Ok(None))
+        {
+            // It may end this very moment.
+            _ = kill_process(pid, Signal::INT);
+        }
+        while matches!(self.quickstart.try_wait(), Ok(None)) {
+            if start.elapsed() > END {
+                _ = self.quickstart.kill();
+                _ = self.quickstart.wait();
+                return false;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        true
+    }
+
+    fn keep_logs(&self) {
+        let name = thread::current().name().unwrap_or("test").replace("::", "-");
+        let to = std::env::temp_dir().join("stor-tests-failed").join(name);
+        _ = fs::remove_dir_all(&to);
+        _ = fs::create_dir_all(&to);
+        let logs = fs::read_dir(self.dir().join("log"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut paths: Vec<PathBuf> = logs.map(|entry| entry.path()).collect();
+        paths.push(self.root.join("quickstart.log"));
+        for node in STORAGE.iter().chain([&CLIENT]) {
+            let engines = self.dir().join(node).join("engines");
+            for engine in fs::read_dir(engines).into_iter().flatten().flatten() {
+                let log = engine.path().join("engine.log");
+                let volume = engine.file_name().to_string_lossy().into_owned();
+                _ = fs::copy(log, to.join(format!("{node}-engine-{volume}.log")));
+            }
+        }
+        for path in paths {
+            _ = fs::copy(&path, to.join(path.file_name().unwrap_or_default()));
+        }
+        eprintln!("the cluster's logs are in {}", to.display());
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.keep_logs();
+        }
+        for pid in process::all_of(&self.root) {
+            // What a test has stopped could not end otherwise.
+            _ = process::resume(pid, &self.root);
+        }
+        self.interrupt();
+        leftovers::remove(&self.root);
+    }
+}
+
+fn start_quickstart(root: &Path) -> anyhow::Result<Child> {
+    let log = fs::File::create(root.join("quickstart.log"))?;
+    Command::new(root.join("bin/storctl"))
+        .args(["quickstart", "--dir"])
+        .arg(root.join("d"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("starting storctl quickstart")
+}
+
+/// A program of this build: tests lie in `deps` beside them.
+fn built(name: &str) -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe().context("finding the test's own program")?;
+    let path = test
+        .parent()
+        .and_then(Path::parent)
+        .context("the test's program is in no build directory")?
+        .join(name);
+    ensure!(
+        path.exists(),
+        "{} is not built: run `cargo build --workspace` first",
+        path.display()
+    );
+    Ok(path)
+}
