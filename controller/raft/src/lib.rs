@@ -15,6 +15,7 @@
 //! cut off at any moment opens again and continues; a node never runs on files it does not understand.
 //! Does not do: TLS, tenancy, any knowledge of what the commands mean.
 
+mod admission;
 mod application;
 mod channel;
 mod database;
