@@ -9,7 +9,7 @@ use crate::args;
 use crate::completion;
 use crate::context::Context;
 use crate::failure::{Exit, Failure};
-use crate::output::{confirm, note};
+use crate::output::confirm;
 use crate::table::{Cell, Column, Fields, Table, Tone};
 use crate::wait::{self, Look};
 
@@ -242,8 +242,9 @@ async fn delete(context: &Context, name: &str, node: &str) -> Result<(), Failure
         })
         .await?;
     }
-    note("its directory was left in place");
-    context.out.line(&format!("pool {name} on {node} deleted"))
+    context.out.line(&format!(
+        "pool {name} on {node} deleted; its directory was left in place"
+    ))
 }
 
 fn state(state: PoolState) -> Cell {

@@ -57,12 +57,16 @@ fn screen(status: &Status) -> String {
         } else {
             format!("{} nodes", pool.nodes)
         };
-        let (free, all) = (size::format(pool.free_bytes), size::format(pool.capacity_bytes));
-        line(
-            &mut text,
-            label,
-            &format!("{}: {nodes}, {free} of {all} free", pool.name),
-        );
+        let space = if pool.capacity_bytes == 0 {
+            "space not reported yet".to_owned()
+        } else {
+            format!(
+                "{} of {} free",
+                size::format(pool.free_bytes),
+                size::format(pool.capacity_bytes)
+            )
+        };
+        line(&mut text, label, &format!("{}: {nodes}, {space}", pool.name));
     }
     line(&mut text, "volumes", &volumes(status));
 

@@ -136,26 +136,27 @@ impl Cluster {
         {
             if is_new(controller) {
                 controller.start(&first).await?;
-                self.controller_ready(controller).await?;
+                self.controller_ready(controller, true).await?;
             }
         }
         for controller in &self.controllers {
-            self.controller_ready(controller).await?;
+            self.controller_ready(controller, false).await?;
         }
         Ok(())
     }
 
-    /// Waits until a controller is a voter that the leader hears.
-    async fn controller_ready(&self, controller: &Daemon) -> Result<(), Failure> {
+    /// Waits until a controller is a voter that the leader hears. One that the user has removed is left alone.
+    async fn controller_ready(&self, controller: &Daemon, is_new: bool) -> Result<(), Failure> {
         let client = self.client.with_timeout(Duration::from_secs(5));
         self.hold(
             controller,
             CONTROLLER_DEADLINE,
             "is not ready",
             async || match client.controllers().await {
-                Ok(all) => Ok(all
-                    .iter()
-                    .any(|c| c.name == controller.name && c.online && c.role != ControllerRole::Learner)),
+                Ok(all) => match all.iter().find(|c| c.name == controller.name) {
+                    Some(found) => Ok(found.online && found.role != ControllerRole::Learner),
+                    None => Ok(!is_new),
+                },
                 Err(Error::Unreachable { .. } | Error::TimedOut { .. } | Error::Failed(_)) => Ok(false),
                 Err(other) => Err(other.into()),
             },
