@@ -2,11 +2,12 @@
 //! (R8), to write an unreadable block again, to bring a returning replica up to date.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::io::data_message;
 use super::locks::Holder;
 use super::peer::Purpose;
-use super::{Command, Engine, Phase};
+use super::{Command, Engine, FailReason, Phase};
 use crate::bitmap::Bitmap;
 use crate::body::Body;
 use crate::ids::{IoId, ReplicaId};
@@ -18,6 +19,9 @@ use crate::wire::Kind;
 pub(super) const COPY_BLOCKS: u64 = 4;
 /// Copies under way at once, of each purpose.
 pub(super) const COPIES: usize = 4;
+
+/// A block that no member can read is not tried again in the background before this.
+const REPAIR_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a copy is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,13 +100,14 @@ impl<P: Clone> Engine<P> {
         let (range, failed, reason) = (job.range, job.failed, job.reason);
         let source = match reason {
             Reason::Repair => self.repair_source(failed),
-            Reason::Mend(replica) => self.any_source(failed, Some(replica)),
-            Reason::Sync(_) => self.any_source(failed, None),
+            Reason::Mend(replica) => self.any_source(range, failed, Some(replica)),
+            Reason::Sync(_) => self.any_source(range, failed, None),
         };
         let hopeless = match reason {
             // Whoever wants the bytes again finds the block unreadable again.
             Reason::Mend(_) => true,
-            Reason::Repair | Reason::Sync(_) => self.members().all(|(_, peer)| failed & peer.bit != 0),
+            Reason::Repair => !self.members().any(|(_, peer)| self.may_repair_from(peer, failed)),
+            Reason::Sync(_) => self.members().all(|(_, peer)| failed & peer.bit != 0),
         };
         let Some(job) = self.copies.get_mut(&id) else {
             return;
@@ -131,30 +136,43 @@ impl<P: Clone> Engine<P> {
     }
 
     /// The member that is right about unequal blocks. While it is only away, it is waited for; when it
-    /// left the set, another one takes its place: nothing unequal was ever shown (case 7).
+    /// left the set, another one takes its place: nothing unequal was ever shown (case 7). A living client
+    /// has acknowledgements only a member that kept its cache can honour.
     //= docs/replication.md#R8
     fn repair_source(&mut self, failed: u16) -> Option<ReplicaId> {
         let usable = |engine: &Self, replica: ReplicaId| {
-            engine.is_member(replica)
-                && engine
-                    .peers
-                    .get(&replica)
-                    .is_some_and(|peer| failed & peer.bit == 0)
+            engine
+                .peers
+                .get(&replica)
+                .is_some_and(|peer| engine.is_member(replica) && engine.may_repair_from(peer, failed))
         };
         if !self.source.is_some_and(|source| usable(self, source)) {
-            let kept = |peer: &super::Peer<P>| peer.info.as_ref().is_some_and(|info| info.cache_kept);
             self.source = self
                 .members()
-                .filter(|(_, peer)| failed & peer.bit == 0)
-                .max_by_key(|(_, peer)| kept(peer))
+                .filter(|(_, peer)| self.may_repair_from(peer, failed))
+                .max_by_key(|(_, peer)| peer.kept_cache())
                 .map(|(replica, _)| replica);
         }
         self.source
             .filter(|source| self.peers.get(source).is_some_and(super::Peer::is_open))
     }
 
-    fn any_source(&self, failed: u16, not: Option<ReplicaId>) -> Option<ReplicaId> {
+    fn may_repair_from(&self, peer: &super::Peer<P>, failed: u16) -> bool {
+        failed & peer.bit == 0 && (peer.kept_cache() || !self.guest_alive)
+    }
+
+    /// Whether unequal blocks are left, a client that has seen acknowledgements, and no member that could
+    /// honour them.
+    //= docs/replication.md#R8
+    pub(super) fn nobody_is_right(&self) -> bool {
+        self.guest_alive && !self.unequal.is_clear() && !self.members().any(|(_, peer)| peer.kept_cache())
+    }
+
+    fn any_source(&self, range: ByteRange, failed: u16, not: Option<ReplicaId>) -> Option<ReplicaId> {
+        let right =
+            |peer: &super::Peer<P>| peer.kept_cache() || !overlaps_unequal(&self.unequal, range);
         self.members()
+            .filter(|(_, peer)| right(peer))
             .filter(|(replica, peer)| peer.is_open() && failed & peer.bit == 0 && Some(*replica) != not)
             .min_by_key(|(_, peer)| peer.sent.len())
             .map(|(replica, _)| replica)
@@ -289,7 +307,14 @@ impl<P: Clone> Engine<P> {
             Reason::Sync(replica) => self.abort_sync(now, replica, out),
             // The block stays unreadable there; to remove the replica for it would cost a copy of the rest.
             Reason::Mend(_) => {}
-            Reason::Repair => self.fail_unrepaired(now, job.range, out),
+            // What another member holds is older than what the client was told: no read may show it.
+            Reason::Repair if self.guest_alive && self.members().any(|(_, peer)| job.failed & peer.bit == 0) => {
+                self.fail(FailReason::CacheLost, out);
+            }
+            Reason::Repair => {
+                self.repair_at = now + REPAIR_PAUSE;
+                self.fail_unrepaired(now, job.range, out);
+            }
         }
     }
 
@@ -306,6 +331,8 @@ impl<P: Clone> Engine<P> {
             .copies
             .values()
             .any(|job| job.reason == reason && job.range == range);
+        // Where members differ, only the repair knows who is right.
+        let known = known || overlaps_unequal(&self.unequal, range);
         if !known && self.members().count() > 1 && self.copies.len() < 4 * COPIES {
             self.begin_copy(now, range, reason, out);
         }
@@ -313,8 +340,12 @@ impl<P: Clone> Engine<P> {
 
     /// Keeps the repair of unequal blocks going: first those somebody waits for.
     pub(super) fn tend_copies(&mut self, now: Time, out: &mut Vec<Command<P>>) {
-        if self.phase != Phase::Active {
+        // An engine that stops repairs no more than what is still asked for.
+        if self.phase != Phase::Active && !(self.phase_serves() && self.has_client_io()) {
             return;
+        }
+        if self.nobody_is_right() {
+            return self.fail(FailReason::CacheLost, out);
         }
         self.drop_unequal_when_alone();
         let stuck: Vec<u64> = self
@@ -332,7 +363,7 @@ impl<P: Clone> Engine<P> {
             .filter(|job| job.reason == Reason::Repair)
             .count();
         while running < COPIES {
-            let Some(first) = self.next_unequal() else { break };
+            let Some(first) = self.next_unequal(now) else { break };
             let range = ByteRange::of_blocks(run_at(&self.unequal, first), self.row.size);
             self.begin_copy(now, range, Reason::Repair, out);
             running += 1;
@@ -343,7 +374,7 @@ impl<P: Clone> Engine<P> {
     }
 
     /// The next block to repair that no copy has in hand.
-    fn next_unequal(&self) -> Option<u64> {
+    fn next_unequal(&self, now: Time) -> Option<u64> {
         let free = |block: &u64| {
             let at = ByteRange::new(block * crate::range::BLOCK, 1);
             !self
@@ -357,14 +388,14 @@ impl<P: Clone> Engine<P> {
             .copied()
             .filter(|block| self.unequal.get(*block))
             .find(free);
-        urgent.or_else(|| self.unequal.iter().find(free))
+        urgent.or_else(|| self.unequal.iter().find(free).filter(|_| self.repair_at <= now))
     }
 
-    /// Some copy still writes to a member.
-    pub(super) fn writes_copies(&self) -> bool {
+    /// Some copy will still write to a member.
+    pub(super) fn copies_to_members(&self) -> bool {
         self.copies
             .values()
-            .any(|job| job.stage == Stage::Writing && !matches!(job.reason, Reason::Sync(_)))
+            .any(|job| !matches!(job.reason, Reason::Sync(_)))
     }
 
     /// A member left: copies need it no more, as target or source.

@@ -178,6 +178,11 @@ impl<P: Clone> Engine<P> {
         let Some(state) = self.ios.get(&io) else { return };
         let Some(range) = state.range() else { return };
         let failed = state.failed;
+        if overlaps_unequal(&self.unequal, range) {
+            // It had begun before a member lost its cache.
+            self.unlock(now, Holder::Io(io), out);
+            return self.begin(now, io, out);
+        }
         let best = self
             .members()
             .filter(|(_, peer)| peer.is_open() && failed & peer.bit == 0)

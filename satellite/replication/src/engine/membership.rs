@@ -179,6 +179,12 @@ impl<P: Clone> Engine<P> {
         );
     }
 
+    /// The set may shrink by one.
+    //= docs/replication.md#R16
+    pub(super) fn may_lose_one(&self) -> bool {
+        self.members().count() > self.row.least_in_sync()
+    }
+
     /// How long a member may be away before it is removed.
     //= docs/replication.md#R5
     fn grace(&self) -> Duration {
@@ -245,12 +251,7 @@ impl<P: Clone> Engine<P> {
         }
         let after: BTreeSet<ReplicaId> = self.row.in_sync().collect();
         self.gate |= before.difference(&after).next().is_some();
-        for replica in before.difference(&after) {
-            self.left(now, *replica, out);
-        }
-        for replica in after.difference(&before) {
-            self.joined(now, *replica);
-        }
+        // First of all: whatever is sent from here on is sent under the new view.
         let open: Vec<ReplicaId> = self
             .peers
             .iter()
@@ -258,9 +259,13 @@ impl<P: Clone> Engine<P> {
             .map(|(id, _)| *id)
             .collect();
         for replica in open {
-            if self.is_member(replica) || self.peers.get(&replica).is_some_and(|peer| peer.sync.is_some()) {
-                self.tell_view(now, replica, out);
-            }
+            self.tell_view(now, replica, out);
+        }
+        for replica in before.difference(&after) {
+            self.left(now, *replica, out);
+        }
+        for replica in after.difference(&before) {
+            self.joined(now, *replica);
         }
         self.update_required();
         self.drop_unequal_when_alone();
@@ -288,6 +293,7 @@ impl<P: Clone> Engine<P> {
             .members()
             .filter(|(_, peer)| {
                 peer.fault.is_some()
+                    || peer.full
                     || peer
                         .down_since()
                         .is_some_and(|since| now.since(since) >= UNREACHABLE_AFTER)
@@ -298,7 +304,8 @@ impl<P: Clone> Engine<P> {
                     .replicas
                     .get(&replica)
                     .map_or("?", |member| member.node.as_str());
-                let why = peer.fault.unwrap_or(EjectReason::Unreachable);
+                let full = peer.full.then_some(EjectReason::NoSpace);
+                let why = peer.fault.or(full).unwrap_or(EjectReason::Unreachable);
                 format!("replica {replica} on node {node} ({why})")
             })
             .collect();
@@ -343,7 +350,8 @@ impl<P: Clone> Engine<P> {
             return;
         }
         match flush {
-            None if self.has_client_io() || self.writes_copies() => {}
+            // A replica that may just have joined has to be flushed and told with the others.
+            None if self.has_client_io() || self.copies_to_members() || self.proposal.is_some() => {}
             None => {
                 let io = self.own_flush(now, out);
                 self.phase = Phase::Stopping {

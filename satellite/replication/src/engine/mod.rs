@@ -320,6 +320,8 @@ pub struct Engine<P> {
     /// Blocks that may differ between members since an unclean end (R8).
     unequal: Bitmap,
     source: Option<ReplicaId>,
+    /// No repair in the background before this.
+    repair_at: Time,
     urgent: BTreeSet<u64>,
     copies: BTreeMap<u64, CopyJob>,
     next_op: u64,
@@ -361,6 +363,7 @@ impl<P: Clone> Engine<P> {
             tracker: Tracker::default(),
             unequal: Bitmap::default(),
             source: None,
+            repair_at: now,
             urgent: BTreeSet::new(),
             copies: BTreeMap::new(),
             next_op: 1,

@@ -97,6 +97,8 @@ pub(super) struct Peer<P> {
     pub(super) dirty: Option<crate::bitmap::Bitmap>,
     /// A reason to remove it that reconnecting does not cure.
     pub(super) fault: Option<EjectReason>,
+    /// It had no room, and has taken no write since.
+    pub(super) full: bool,
     /// It is being brought up to date.
     pub(super) sync: Option<Sync>,
     /// Not before this; and how long next time (case 18).
@@ -126,6 +128,7 @@ impl<P> Peer<P> {
             flushed: 0,
             dirty: None,
             fault: None,
+            full: false,
             sync: None,
             sync_at: Time::default(),
             hold: Duration::ZERO,
@@ -141,6 +144,11 @@ impl<P> Peer<P> {
 
     pub(super) fn is_open(&self) -> bool {
         matches!(self.link, Link::Open { .. })
+    }
+
+    /// Nothing it had acknowledged was lost before it was equal to the others.
+    pub(super) fn kept_cache(&self) -> bool {
+        self.info.as_ref().is_some_and(|info| info.cache_kept)
     }
 
     /// Needs looking after more often than once a second.
@@ -446,8 +454,9 @@ impl<P: Clone> Engine<P> {
             Status::MediaError => self.read_failed(now, replica, &sent, out),
             Status::NoMap => self.sync_answered(now, replica, sent, header.status, &[], out),
             status => {
-                if sent.purpose.lasts() && sent.kind != Kind::Read {
-                    // Not done: should the replica have to stay in the set, it gets it again.
+                if sent.purpose.lasts() {
+                    // Not done: should the replica have to stay in the set, it gets it again; a read goes
+                    // elsewhere.
                     peer.sent.insert(header.op, sent);
                 }
                 self.refused(now, replica, status, out);
@@ -469,7 +478,10 @@ impl<P: Clone> Engine<P> {
             return;
         };
         match sent.kind {
-            Kind::Write | Kind::Zero => peer.acked += 1,
+            Kind::Write | Kind::Zero => {
+                peer.acked += 1;
+                peer.full = false;
+            }
             Kind::Flush => peer.flushed = peer.flushed.max(sent.covers),
             _ => {}
         }
@@ -497,6 +509,17 @@ impl<P: Clone> Engine<P> {
             Status::Invalid | Status::NoMap | Status::WrongLineage => EjectReason::Disagrees,
         };
         self.give_up_on(now, replica, reason, out);
+        if let Some(peer) = self.peers.get_mut(&replica)
+            && reason == EjectReason::NoSpace
+        {
+            // Asked again once a second until there is room: the last member has to wait for it.
+            peer.full = true;
+            peer.retry = RECONNECT_LAST;
+            peer.link = Link::Down {
+                since: peer.down_since().unwrap_or(now),
+                retry_at: now + RECONNECT_LAST,
+            };
+        }
     }
 
     /// Closes the connection of a replica that can't stay in the set.
@@ -540,11 +563,21 @@ impl<P: Clone> Engine<P> {
         let Some(peer) = self.peers.get_mut(&replica) else {
             return;
         };
-        let cache_lost = peer.cache.is_some_and(|known| known != info.cache);
+        let changed = peer.cache.is_some_and(|known| known != info.cache);
+        let cache_lost = member && changed && peer.has_unflushed();
+        if cache_lost {
+            peer.info = Some(info.clone());
+        }
         //= docs/replication.md#R9
-        if member && cache_lost && peer.has_unflushed() {
+        if cache_lost && (self.may_lose_one() || !self.members().any(|(_, other)| other.kept_cache())) {
             return self.give_up_on(now, replica, EjectReason::CacheLost, out);
         }
+        if cache_lost {
+            self.doubt(now);
+        }
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
         peer.cache = Some(info.cache);
         peer.link = Link::Open { link };
         peer.retry = RECONNECT_FIRST;

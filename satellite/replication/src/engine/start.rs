@@ -99,10 +99,9 @@ impl<P: Clone> Engine<P> {
         }
         //= docs/replication.md#R8
         if !dirty.is_clear() {
-            let kept = |info: &Info| info.cache_kept;
             let source = self
                 .members()
-                .find(|(_, peer)| peer.info.as_ref().is_some_and(kept))
+                .find(|(_, peer)| peer.kept_cache())
                 .map(|(id, _)| id);
             if source.is_none() && self.guest_alive {
                 return self.fail(FailReason::CacheLost, out);
@@ -123,6 +122,26 @@ impl<P: Clone> Engine<P> {
         self.begin_backlog(now, out);
     }
 
+    /// A member lost what it had not flushed and the set may not shrink (R16): every region that is not
+    /// known to be durable on it is unequal from here on, as after an unclean end, and copied to it from a
+    /// member that has it.
+    //= docs/replication.md#R9
+    pub(super) fn doubt(&mut self, now: Time) {
+        let mut regions = Bitmap::new(self.regions());
+        for region in self.tracker.regions() {
+            regions.set(region);
+        }
+        if self.unequal.len() == 0 {
+            self.unequal = Bitmap::new(self.blocks());
+        }
+        self.unequal.or(&regions.regions_to_blocks(self.blocks()));
+        // Who has been answered by this engine lives as long as it does.
+        self.guest_alive = true;
+        self.source = None;
+        self.repair_at = now;
+        self.stirred = true;
+    }
+
     /// Copies of one replica are equal to themselves.
     pub(super) fn drop_unequal_when_alone(&mut self) {
         let members = self
@@ -131,7 +150,7 @@ impl<P: Clone> Engine<P> {
             .values()
             .filter(|member| member.state == MemberState::InSync)
             .count();
-        if members <= 1 && !self.unequal.is_clear() {
+        if members <= 1 && !self.unequal.is_clear() && !self.nobody_is_right() {
             self.unequal = Bitmap::new(self.blocks());
             self.urgent.clear();
         }

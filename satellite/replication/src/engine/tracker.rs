@@ -75,6 +75,11 @@ impl Tracker {
         self.flushed = Moment(0);
     }
 
+    /// All of them.
+    pub(super) fn regions(&self) -> impl Iterator<Item = u64> + '_ {
+        self.regions.keys().copied()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.regions.is_empty()
     }

@@ -307,7 +307,9 @@ impl World {
             }
             State::Failed(reason) => {
                 let all_lost = self.row.in_sync().all(|id| self.wiped(id) > 0 || self.node_of(id).is_none_or(|node| self.is_failed(node)));
-                if reason == FailReason::CatalogueBehind || (epoch == self.row.view.epoch && !all_lost) {
+                let some_lost = self.plan.read_errors && self.row.in_sync().any(|id| self.wiped(id) > 0);
+                let caused = all_lost || some_lost || epoch != self.row.view.epoch;
+                if reason == FailReason::CatalogueBehind || !caused {
                     self.violate(format!("e{epoch} failed without cause: {reason}"));
                 }
                 self.guest_dies(guest);
