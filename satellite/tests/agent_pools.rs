@@ -174,6 +174,15 @@ fn two_satellites_cannot_use_one_directory_at_once() {
     let directory = TempDir::new().unwrap();
     let pool = open(directory.path()).unwrap();
     assert!(matches!(open(directory.path()), Err(PoolError::Locked { .. })));
+    let stranger = Opener {
+        node: "s2".to_owned(),
+        ..opener()
+    };
+    let error = Pool::open(&spec(directory.path()), &stranger).unwrap_err();
+    assert!(
+        matches!(&error, PoolError::Used { node, .. } if node == "s1"),
+        "{error}"
+    );
     drop(pool);
     open(directory.path()).unwrap();
 }

@@ -161,10 +161,10 @@ pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> R
     );
     let session = tokio::spawn(session.run());
     let node = Node::new(paths, store, storage, volumes, told, changed);
-    let ended = node.run(wishes, storage_done, ending).await;
+    node.run(wishes, storage_done, ending).await;
     session.abort();
     drop(state);
-    ended
+    Ok(())
 }
 
 fn data_address(options: &Options, server: Option<&Server>) -> Result<String, AgentError> {

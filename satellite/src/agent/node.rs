@@ -7,7 +7,7 @@ use stor_proto::satellite as proto;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::desired::{Accepted, Store};
+use super::desired::{Accepted, Store, StoreError};
 use super::state_dir::Paths;
 use super::storage::{Done, Storage};
 use super::{AgentError, Ending};
@@ -24,6 +24,9 @@ const DISKS_LOOK: Duration = Duration::from_secs(30);
 /// Between statuses that differ only in progress and counters.
 const COUNTERS: Duration = Duration::from_secs(1);
 
+/// Between attempts to write what could not be written.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// How long the replica server may take to close the replicas at the end.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -38,6 +41,11 @@ pub(super) struct Node {
     changed: Arc<Notify>,
     disks: Vec<Disk>,
     told: Instant,
+    /// What a controller wants and could not be written.
+    unwritten: Option<proto::Desired>,
+    retried: Instant,
+    /// The last trouble that was logged.
+    said: String,
 }
 
 enum Event {
@@ -67,22 +75,26 @@ impl Node {
             changed,
             disks: Vec::new(),
             told: Instant::now(),
+            unwritten: None,
+            retried: Instant::now(),
+            said: String::new(),
         }
     }
 
-    /// Runs until `ending` says how to end.
+    /// Runs until `ending` says how to end. Nothing else ends it: a state directory that cannot be written
+    /// for a while must not take the node's replicas away.
     pub(super) async fn run(
         mut self,
         mut desired: mpsc::Receiver<proto::Desired>,
         mut storage: mpsc::Receiver<Done>,
         mut ending: watch::Receiver<Option<Ending>>,
-    ) -> Result<(), AgentError> {
+    ) {
         let (disks, mut seen) = mpsc::channel(1);
         let disks = tokio::spawn(watch_disks(disks));
         let changed = Arc::clone(&self.changed);
         let mut next_look = Instant::now();
         self.make_it_so();
-        let ended = loop {
+        loop {
             let event = tokio::select! {
                 // Biased: the end must not wait behind a storm of news.
                 biased;
@@ -93,45 +105,74 @@ impl Node {
                 () = changed.notified() => Event::Volumes,
                 () = tokio::time::sleep_until(next_look) => Event::Tick,
             };
-            match event {
-                Event::End(ending) => break self.end(ending).await,
-                event => self.apply(event)?,
-            }
-            let pause = if self.storage.is_pending() {
-                SERVER_LOOK.0
-            } else {
-                SERVER_LOOK.1
+            let news = match event {
+                Event::End(ending) => {
+                    self.end(ending).await;
+                    break;
+                }
+                event => self.apply(event),
             };
-            next_look = Instant::now() + pause;
-            self.tell();
-        };
+            let pending = self.storage.is_pending();
+            next_look = Instant::now() + if pending { SERVER_LOOK.0 } else { SERVER_LOOK.1 };
+            if news || self.told.elapsed() >= COUNTERS {
+                self.tell();
+            }
+        }
         disks.abort();
-        ended
     }
 
-    fn apply(&mut self, event: Event) -> Result<(), AgentError> {
+    /// Returns whether there may be something to tell.
+    fn apply(&mut self, event: Event) -> bool {
+        let mut news = true;
         match event {
-            Event::Desired(desired) => self.accept(*desired)?,
-            Event::Storage(done) => self.storage.take(*done)?,
+            Event::Desired(desired) => {
+                self.unwritten = None;
+                self.accept(*desired);
+            }
+            Event::Storage(done) => {
+                let written = self.storage.take(*done);
+                self.trouble(written.map_err(AgentError::from));
+            }
             Event::Disks(disks) => self.disks = disks,
             Event::Volumes | Event::End(_) => {}
             Event::Tick => {
+                news = false;
                 self.storage.tick();
+                if self.retried.elapsed() >= RETRY
+                    && let Some(desired) = self.unwritten.take()
+                {
+                    self.accept(desired);
+                }
             }
         }
-        self.storage.look_at_server()?;
+        match self.storage.look_at_server() {
+            Ok(changed) => news |= changed,
+            Err(error) => self.trouble(Err(error.into())),
+        }
         if self.volumes.any_ended()
             && let Some(desired) = self.store.desired()
         {
             self.volumes.set(desired);
         }
-        Ok(())
+        news
     }
 
-    fn accept(&mut self, desired: proto::Desired) -> Result<(), AgentError> {
+    /// Says once what cannot be written. What it is about is tried again.
+    fn trouble(&mut self, done: Result<(), AgentError>) {
+        let Err(error) = done else {
+            return;
+        };
+        let text = error.to_string();
+        if text != self.said {
+            tracing::error!(%error, "the state directory cannot be written; trying again");
+            self.said = text;
+        }
+    }
+
+    fn accept(&mut self, desired: proto::Desired) {
         let revision = desired.revision;
         let paths = &self.paths;
-        let accepted: Result<Accepted, AgentError> = self.store.accept(desired, |accepted| {
+        let accepted: Result<Accepted, AgentError> = self.store.accept(desired.clone(), |accepted| {
             for (volume, epoch) in &accepted.doubtful {
                 paths.make_engine(*volume)?;
                 if process::used_epoch(paths, *volume) < *epoch {
@@ -148,14 +189,19 @@ impl Node {
             ),
             Ok(_) => tracing::debug!(revision, "desired state"),
             // Said by a controller, not by us: the session goes on, and so does what was desired before.
-            Err(AgentError::Desired(super::desired::StoreError::Message(error))) => {
+            Err(AgentError::Desired(StoreError::Message(error))) => {
                 tracing::error!(revision, %error, "what the controller wants cannot be read; nothing was changed");
-                return Ok(());
+                return;
             }
-            Err(error) => return Err(error),
+            // What is not on disk is not acted on: after a crash, nobody would remember it.
+            Err(error) => {
+                self.unwritten = Some(desired);
+                self.retried = Instant::now();
+                return self.trouble(Err(error));
+            }
         }
+        self.said.clear();
         self.make_it_so();
-        Ok(())
     }
 
     fn make_it_so(&mut self) {
@@ -178,14 +224,16 @@ impl Node {
         let news = known
             .as_deref()
             .is_none_or(|known| without_numbers(known) != without_numbers(&status));
-        let numbers = self.told.elapsed() >= COUNTERS && known.as_deref() != Some(&status);
-        if news || numbers {
+        let due = self.told.elapsed() >= COUNTERS;
+        if due {
             self.told = Instant::now();
+        }
+        if news || (due && known.as_deref() != Some(&status)) {
             self.status.send_replace(Some(Arc::new(status)));
         }
     }
 
-    async fn end(&mut self, ending: Ending) -> Result<(), AgentError> {
+    async fn end(&mut self, ending: Ending) {
         tracing::info!(?ending, "satellite ends");
         if ending == Ending::Halt {
             self.volumes.halt().await;
@@ -199,7 +247,6 @@ impl Node {
             }
             tokio::time::sleep(SERVER_LOOK.0).await;
         }
-        Ok(())
     }
 }
 

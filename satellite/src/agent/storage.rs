@@ -290,9 +290,7 @@ impl Storage {
                 tracing::error!(volume = %report.volume, replica = %report.replica, reason, "a replica failed");
             }
         }
-        self.reports = reports;
-        let ready = self
-            .reports
+        let ready = reports
             .iter()
             .filter(|report| report.state == ReplicaState::Ready);
         let made: Vec<_> = ready
@@ -300,6 +298,7 @@ impl Storage {
             .collect();
         // Before the controllers hear of it and stop asking for the replica to be made.
         self.known.change(made)?;
+        self.reports = reports;
         // Files may have been let go of, others grown.
         self.start_all();
         Ok(true)

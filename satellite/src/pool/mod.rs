@@ -182,11 +182,10 @@ impl Pool {
                 path: path.to_owned(),
             });
         }
-        let lock = replica::lock(path)
-            .map_err(|source| system("lock", path, source))?
-            .ok_or_else(|| PoolError::Locked {
-                path: path.to_owned(),
-            })?;
+        let lock = replica::lock(path).map_err(|source| system("lock", path, source))?;
+        let Some(lock) = lock else {
+            return Err(locked(spec, opener));
+        };
         let found = check_marker(spec, opener, marker::read(path)?)?;
         let usage = usage(path)?;
         let abilities = probe::probe(path).map_err(|source| write_error(path, source, usage.free));
@@ -331,6 +330,19 @@ fn check_marker(
             expected,
         }),
         (Some(marker), _) => Ok(Some(marker)),
+    }
+}
+
+/// Whose the directory is that somebody else holds, as far as its marker says it.
+fn locked(spec: &PoolSpec, opener: &Opener) -> PoolError {
+    let path = spec.path.clone();
+    match marker::read(&path) {
+        Ok(Some(marker)) if marker.node != opener.node || marker.pool != spec.name => PoolError::Used {
+            path,
+            pool: marker.pool,
+            node: marker.node,
+        },
+        _ => PoolError::Locked { path },
     }
 }
 

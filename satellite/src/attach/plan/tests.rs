@@ -62,7 +62,10 @@ fn running(epoch: u64, stopping: Option<Instant>) -> Engine {
     }
 }
 
-fn steps(facts: &Facts, now: Instant, changes: &[(&str, fn(&mut Facts, Instant), Step)]) {
+/// What is different, how, and what is to be done then.
+type Case = (&'static str, fn(&mut Facts, Instant), Step);
+
+fn steps(facts: &Facts, now: Instant, changes: &[Case]) {
     for (what, change, expected) in changes {
         let mut facts = facts.clone();
         change(&mut facts, now);
