@@ -1,11 +1,11 @@
-//! Real NBD clients, run as processes against an export on a unix socket: `nbdinfo`, `nbdcopy`, `qemu-img`, `qemu-io`
-//! and `fio`, each used as its users use it.
+//! Real clients, run as processes: `nbdinfo`, `nbdcopy`, `qemu-img`, `qemu-io` and `fio` against an NBD export on a unix
+//! socket, file systems and `fio` against a block device; each used as its users use it.
 //!
-//! Every check leaves the export with content of its own: run them one after the other. A tool that
+//! Every check leaves the volume with content of its own: run them one after the other. A tool that
 //! is not installed is an error that names its package, and every run has a deadline.
 
-mod cluster;
 mod copy;
+mod device;
 mod fio;
 mod info;
 mod pattern;
@@ -14,8 +14,8 @@ mod tool;
 
 use std::path::PathBuf;
 
-pub use cluster::Cluster;
 pub use copy::{check_nbdcopy, check_qemu_img};
+pub use device::{check_device_fio, check_discard, check_file_system, has_devices};
 pub use fio::check_fio;
 pub use info::{check_info, check_map, check_unknown_export};
 pub use pattern::write_pattern;

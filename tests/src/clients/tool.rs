@@ -29,8 +29,10 @@ fn package(program: &str) -> &str {
         "nbdinfo" | "nbdcopy" => "libnbd-bin",
         "qemu-img" | "qemu-io" => "qemu-utils",
         "mkfs.ext4" | "e2fsck" => "e2fsprogs",
-        "mkfs.xfs" => "xfsprogs",
-        "losetup" | "blkdiscard" | "mount" | "umount" | "fallocate" => "util-linux",
+        "mkfs.xfs" | "xfs_repair" => "xfsprogs",
+        "losetup" | "mount" | "umount" => "mount",
+        "blkdiscard" | "blockdev" | "fstrim" => "util-linux",
+        "cmp" => "diffutils",
         other => other,
     }
 }
