@@ -7,151 +7,21 @@
     clippy::panic
 )]
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
+mod fake_controller;
 
+use std::sync::Arc;
+
+use fake_controller::{Manner, controller, leader, visit};
 use stor_proto::satellite as proto;
 use stor_proto::satellite::from_controller::Kind as FromController;
-use stor_proto::satellite::from_satellite::Kind as FromSatellite;
-use stor_proto::satellite::satellites_server::{Satellites, SatellitesServer};
 use stor_replication::catalogue::Change;
 use stor_replication::ids::{Epoch, VolumeId};
 use stor_satellite::agent::ask::{self, Asker, Question, Reply};
 use stor_satellite::agent::dial::Dialer;
 use stor_satellite::agent::session::{Ends, Session};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
-
-/// Far above what anything here takes: reached only by a defect.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A controller's end of one session.
-struct Visit {
-    incoming: Streaming<proto::FromSatellite>,
-    outgoing: mpsc::Sender<Result<proto::FromController, Status>>,
-}
-
-impl Visit {
-    async fn hear(&mut self) -> FromSatellite {
-        let heard = tokio::time::timeout(PATIENCE, self.incoming.next())
-            .await
-            .expect("the satellite says nothing");
-        heard.unwrap().unwrap().kind.unwrap()
-    }
-
-    async fn hear_hello(&mut self) -> proto::Hello {
-        match self.hear().await {
-            FromSatellite::Hello(hello) => hello,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn hear_request(&mut self) -> proto::Request {
-        loop {
-            match self.hear().await {
-                FromSatellite::Request(request) => return request,
-                FromSatellite::Status(_) => {}
-                FromSatellite::Hello(hello) => panic!("{hello:?}"),
-            }
-        }
-    }
-
-    async fn hear_status(&mut self) -> proto::Status {
-        loop {
-            if let FromSatellite::Status(status) = self.hear().await {
-                return status;
-            }
-        }
-    }
-
-    async fn say(&self, kind: FromController) {
-        self.outgoing
-            .send(Ok(proto::FromController { kind: Some(kind) }))
-            .await
-            .unwrap();
-    }
-
-    async fn welcome(&mut self, controllers: &[&str], heartbeat_ms: u32) -> proto::Hello {
-        let hello = self.hear_hello().await;
-        let controllers = controllers.iter().map(|&address| address.to_owned()).collect();
-        self.say(FromController::Welcome(proto::Welcome {
-            controllers,
-            heartbeat_ms,
-        }))
-        .await;
-        hello
-    }
-}
-
-/// What a controller does with a satellite that dials.
-#[derive(Clone)]
-enum Manner {
-    Lead(mpsc::Sender<Visit>),
-    NameLeader(String),
-    KnowNoLeader,
-}
-
-struct Service(Manner);
-
-#[tonic::async_trait]
-impl Satellites for Service {
-    type SessionStream = Pin<Box<dyn Stream<Item = Result<proto::FromController, Status>> + Send>>;
-
-    async fn session(
-        &self,
-        request: Request<Streaming<proto::FromSatellite>>,
-    ) -> Result<Response<Self::SessionStream>, Status> {
-        let mut refused = Status::failed_precondition("this controller does not lead");
-        match &self.0 {
-            Manner::NameLeader(leader) => {
-                refused
-                    .metadata_mut()
-                    .insert("stor-leader", leader.parse().unwrap());
-                Err(refused)
-            }
-            Manner::KnowNoLeader => Err(refused),
-            Manner::Lead(visits) => {
-                let (outgoing, queue) = mpsc::channel(16);
-                visits
-                    .send(Visit {
-                        incoming: request.into_inner(),
-                        outgoing,
-                    })
-                    .await
-                    .unwrap();
-                Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
-            }
-        }
-    }
-}
-
-async fn controller(manner: Manner) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let server = tonic::transport::Server::builder()
-        .add_service(SatellitesServer::new(Service(manner)))
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    tokio::spawn(server);
-    address
-}
-
-async fn leader() -> (String, mpsc::Receiver<Visit>) {
-    let (visits, coming) = mpsc::channel(4);
-    (controller(Manner::Lead(visits)).await, coming)
-}
-
-async fn visit(coming: &mut mpsc::Receiver<Visit>) -> Visit {
-    tokio::time::timeout(PATIENCE, coming.recv())
-        .await
-        .expect("nobody dials")
-        .unwrap()
-}
 
 /// The satellite's side.
 struct Satellite {
@@ -304,7 +174,7 @@ async fn a_status_is_told_on_every_change_and_at_every_heartbeat() {
     }
     let mut visit = {
         drop(visit);
-        let mut visit = self::visit(&mut coming).await;
+        let mut visit = fake_controller::visit(&mut coming).await;
         visit.welcome(&[], 50).await;
         visit
     };

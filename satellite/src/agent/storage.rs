@@ -21,7 +21,7 @@ use crate::pool::{Opener, PoolSpec};
 use crate::replicas::{ReplicaReport, ReplicaSpec, ReplicaState, Server};
 
 /// Between looks at the fill of a pool.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A job that takes longer is told as the pool's error.
 const SLOW: Duration = Duration::from_secs(15);

@@ -224,7 +224,13 @@ pub fn record_epoch(paths: &Paths, volume: VolumeId, epoch: Epoch) -> Result<(),
     durable::replace(
         &paths.engine(volume).join("epoch"),
         format!("{epoch}\n").as_bytes(),
-    )
+    )?;
+    // The directory may be new, and the note must not vanish with it.
+    let engines = paths.engines();
+    durable::sync_directory(&engines).map_err(|source| ReplaceError {
+        path: engines,
+        source,
+    })
 }
 
 /// The last epoch an engine was started under here; zero when there was none. What cannot be read counts

@@ -91,6 +91,13 @@ fn without_engine(task: &VolumeTask, ending: bool) -> Option<String> {
             None => "the volume is not attached".to_owned(),
         });
     }
+    if task.asking {
+        let waits = "no controller has given a new epoch yet";
+        return Some(match task.last_end.as_str() {
+            "" => waits.to_owned(),
+            end => format!("{end}; {waits}"),
+        });
+    }
     Some(first(&[
         &task.refused,
         &task.device_error,
