@@ -209,9 +209,12 @@ pub struct Superblock {
     pub view: View,
     /// The in-sync set of `view`, rising.
     pub in_sync: Vec<ReplicaId>,
-    /// Volatile state when this copy was last known to be whole: differs from now, then acknowledged writes
-    /// may be gone (R8, R9).
+    /// Volatile state when `view` was stored: differs from now, then writes acknowledged since may be gone
+    /// (R8, R9).
     pub cache: CacheId,
+    /// It had lost acknowledged writes and has not been made equal to a better copy since (R8). Set when a view
+    /// is stored after a loss, cleared when an engine says so; outlives engines that do not get that far.
+    pub doubt: bool,
     /// The disk failed here (R15); only a new replica ends this.
     pub failed: bool,
     /// Out-of-sync maps: absent replica and config where the map begins, by slot.
@@ -245,7 +248,7 @@ impl Superblock {
         out.extend(self.view.epoch.0.to_le_bytes());
         out.extend(self.view.config.0.to_le_bytes());
         out.extend(self.cache.0.as_bytes());
-        out.push(u8::from(self.failed));
+        out.extend([u8::from(self.failed), u8::from(self.doubt)]);
         out.push(u8::try_from(self.in_sync.len()).unwrap_or(u8::MAX));
         self.in_sync
             .iter()
@@ -272,6 +275,7 @@ impl Superblock {
             },
             cache: CacheId(from.uuid()?),
             failed: from.flag()?,
+            doubt: from.flag()?,
             in_sync: Vec::new(),
             maps: Vec::new(),
         };
@@ -298,6 +302,7 @@ impl Superblock {
             in_sync: member.into_iter().collect(),
             cache,
             failed: false,
+            doubt: false,
             maps: vec![None; SLOTS],
         }
     }

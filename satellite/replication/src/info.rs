@@ -9,8 +9,10 @@ use crate::ids::{CacheId, ConfigSeq, Epoch, Lineage, ReplicaId, View};
 pub struct Info {
     /// Volatile state now (R9).
     pub cache: CacheId,
-    /// No acknowledged write was lost since this copy was last whole (R8).
+    /// No write acknowledged under the stored view was lost (R8).
     pub cache_kept: bool,
+    /// It lost some before that, and was not made good.
+    pub doubt: bool,
     /// The view it had stored before this engine came.
     pub stored: View,
     /// Whether that view's in-sync set held this replica.
@@ -39,7 +41,7 @@ impl Info {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(80 + self.maps.len() * 12);
         out.extend(self.cache.0.as_bytes());
-        out.extend([u8::from(self.cache_kept), u8::from(self.in_sync)]);
+        out.extend([self.cache_kept, self.doubt, self.in_sync].map(u8::from));
         out.extend(self.stored.epoch.0.to_le_bytes());
         out.extend(self.stored.config.0.to_le_bytes());
         out.extend(self.lineage.0.as_bytes());
@@ -55,6 +57,7 @@ impl Info {
         let info = Self {
             cache: CacheId(from.uuid()?),
             cache_kept: from.flag()?,
+            doubt: from.flag()?,
             in_sync: from.flag()?,
             stored: View {
                 epoch: Epoch(from.u64()?),

@@ -145,7 +145,7 @@ pub mod flags {
     pub const MEMBER: u16 = 4;
     /// Zero: give the space back.
     pub const DISCARD: u16 = 8;
-    /// StoreView: nothing the replica holds is in doubt any more; its volatile state counts from here (R8).
+    /// StoreView: what the replica holds is right, whatever it had lost before (R8).
     pub const WHOLE: u16 = 16;
     /// Every bit that has a meaning.
     pub const ALL: u16 = REPLY | FUA | MEMBER | DISCARD | WHOLE;

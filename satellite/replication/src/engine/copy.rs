@@ -99,7 +99,7 @@ impl<P: Clone> Engine<P> {
         let Some(job) = self.copies.get(&id) else { return };
         let (range, failed, reason) = (job.range, job.failed, job.reason);
         let source = match reason {
-            Reason::Repair => self.repair_source(failed),
+            Reason::Repair => self.repair_source(now, failed, out),
             Reason::Mend(replica) => self.any_source(range, failed, Some(replica)),
             Reason::Sync(_) => self.any_source(range, failed, None),
         };
@@ -139,7 +139,7 @@ impl<P: Clone> Engine<P> {
     /// left the set, another one takes its place: nothing unequal was ever shown (case 7). A living client
     /// has acknowledgements only a member that kept its cache can honour.
     //= docs/replication.md#R8
-    fn repair_source(&mut self, failed: u16) -> Option<ReplicaId> {
+    fn repair_source(&mut self, now: Time, failed: u16, out: &mut Vec<Command<P>>) -> Option<ReplicaId> {
         let usable = |engine: &Self, replica: ReplicaId| {
             engine
                 .peers
@@ -150,27 +150,40 @@ impl<P: Clone> Engine<P> {
             self.source = self
                 .members()
                 .filter(|(_, peer)| self.may_repair_from(peer, failed))
-                .max_by_key(|(_, peer)| peer.kept_cache())
+                .max_by_key(|(_, peer)| peer.worth())
                 .map(|(replica, _)| replica);
+            self.tell_source(now, out);
         }
         self.source
             .filter(|source| self.peers.get(source).is_some_and(super::Peer::is_open))
     }
 
     fn may_repair_from(&self, peer: &super::Peer<P>, failed: u16) -> bool {
-        failed & peer.bit == 0 && (peer.kept_cache() || !self.guest_alive)
+        failed & peer.bit == 0 && self.honours(peer)
     }
 
-    /// Whether unequal blocks are left, a client that has seen acknowledgements, and no member that could
-    /// honour them.
+    /// Whether a member has everything its client holds an acknowledgement for: from earlier epochs, if
+    /// the client is older than this engine, and from this one.
+    //= docs/replication.md#R8
+    pub(super) fn honours(&self, peer: &super::Peer<P>) -> bool {
+        !peer.lost && (peer.is_right() || !self.guest_alive)
+    }
+
+    /// Unequal blocks are left and no member could honour what the client was told about them.
     //= docs/replication.md#R8
     pub(super) fn nobody_is_right(&self) -> bool {
-        self.guest_alive && !self.unequal.is_clear() && !self.members().any(|(_, peer)| peer.kept_cache())
+        !self.unequal.is_clear() && !self.members().any(|(_, peer)| self.honours(peer))
+    }
+
+    /// A member may lack what was acknowledged: a flush would vouch for it.
+    //= docs/replication.md#R8
+    pub(super) fn in_doubt(&self) -> bool {
+        !self.unequal.is_clear() && !self.members().all(|(_, peer)| peer.is_right())
     }
 
     fn any_source(&self, range: ByteRange, failed: u16, not: Option<ReplicaId>) -> Option<ReplicaId> {
-        let right =
-            |peer: &super::Peer<P>| peer.kept_cache() || !overlaps_unequal(&self.unequal, range);
+        // Copies for repair know their source; others stay off what may be wrong.
+        let right = |peer: &super::Peer<P>| peer.is_right() || !overlaps_unequal(&self.unequal, range);
         self.members()
             .filter(|(_, peer)| right(peer))
             .filter(|(replica, peer)| peer.is_open() && failed & peer.bit == 0 && Some(*replica) != not)
@@ -308,7 +321,7 @@ impl<P: Clone> Engine<P> {
             // The block stays unreadable there; to remove the replica for it would cost a copy of the rest.
             Reason::Mend(_) => {}
             // What another member holds is older than what the client was told: no read may show it.
-            Reason::Repair if self.guest_alive && self.members().any(|(_, peer)| job.failed & peer.bit == 0) => {
+            Reason::Repair if self.members().any(|(_, peer)| job.failed & peer.bit == 0) => {
                 self.fail(FailReason::CacheLost, out);
             }
             Reason::Repair => {

@@ -103,6 +103,10 @@ impl<P: Clone> Engine<P> {
     pub(super) fn begin(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
         let Some(request) = self.ios.get(&io) else { return };
         let Some(range) = request.range() else {
+            if io.0 < OWN_IO && self.in_doubt() {
+                self.unrepaired.push_back(io);
+                return;
+            }
             return self.issue(now, io, out);
         };
         //= docs/replication.md#R8
@@ -410,6 +414,23 @@ impl<P: Clone> Engine<P> {
     /// A flush of the engine's own is under way.
     pub(super) fn has_own_io(&self) -> bool {
         self.ios.keys().any(|io| io.0 >= OWN_IO)
+    }
+
+    /// A member has lost what it had not flushed: answers to flushes under way would be wrong. They begin
+    /// again once all is equal.
+    pub(super) fn recall_flushes(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        for io in self.pending_flushes() {
+            let of = |sent: &super::peer::Sent<P>| sent.purpose == Purpose::Io(io);
+            for peer in self.peers.values_mut() {
+                peer.sent.retain(|_, sent| !of(sent));
+            }
+            if let Some(state) = self.ios.get_mut(&io) {
+                state.issued = false;
+                state.acked = 0;
+                state.awaited = 0;
+            }
+            self.begin(now, io, out);
+        }
     }
 
     /// Flushes under way.

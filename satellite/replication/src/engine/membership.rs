@@ -63,14 +63,18 @@ impl<P: Clone> Engine<P> {
         } else {
             Roster::default()
         };
-        let whole = self.phase_serves() && self.unequal.is_clear();
+        let whole = self.phase_serves() && (self.unequal.is_clear() || self.source == Some(replica));
         let mut flags = if member { flags::MEMBER } else { 0 };
-        if let Some(info) = self.peers.get_mut(&replica).and_then(|peer| peer.info.as_mut())
+        if let Some(peer) = self.peers.get_mut(&replica)
             && member
             && whole
         {
             flags |= flags::WHOLE;
-            info.cache_kept = true;
+            peer.lost = false;
+            if let Some(info) = &mut peer.info {
+                info.cache_kept = true;
+                info.doubt = false;
+            }
         }
         let message = Message {
             flags,
@@ -85,6 +89,18 @@ impl<P: Clone> Engine<P> {
         self.send(now, replica, message, purpose, out);
     }
 
+    /// What the chosen source holds is the truth from here on, should it have lost something before; the
+    /// next engine must choose it again.
+    //= docs/replication.md#R8
+    pub(super) fn tell_source(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        let chosen = self
+            .source
+            .filter(|source| self.peers.get(source).is_some_and(|peer| peer.is_open() && !peer.is_right()));
+        if let Some(source) = chosen.filter(|_| !self.unequal.is_clear()) {
+            self.tell_view(now, source, out);
+        }
+    }
+
     /// Nothing is unequal any more: members that had lost their caches are as good as the others.
     //= docs/replication.md#R8
     pub(super) fn tell_whole(&mut self, now: Time, out: &mut Vec<Command<P>>) {
@@ -93,7 +109,7 @@ impl<P: Clone> Engine<P> {
         }
         let doubted: Vec<ReplicaId> = self
             .members()
-            .filter(|(_, peer)| peer.is_open() && peer.info.as_ref().is_some_and(|info| !info.cache_kept))
+            .filter(|(_, peer)| peer.is_open() && !peer.is_right())
             .map(|(replica, _)| replica)
             .collect();
         for replica in doubted {

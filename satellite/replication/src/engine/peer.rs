@@ -93,6 +93,8 @@ pub(super) struct Peer<P> {
     /// Moments (counted in acknowledged writes) for R9: acknowledged, and covered by a flush.
     acked: u64,
     flushed: u64,
+    /// It lost acknowledged writes of this epoch and has not been made good yet (R9).
+    pub(super) lost: bool,
     /// Its own dirty map, once read after a promise.
     pub(super) dirty: Option<crate::bitmap::Bitmap>,
     /// A reason to remove it that reconnecting does not cure.
@@ -126,6 +128,7 @@ impl<P> Peer<P> {
             cache: None,
             acked: 0,
             flushed: 0,
+            lost: false,
             dirty: None,
             fault: None,
             full: false,
@@ -146,9 +149,18 @@ impl<P> Peer<P> {
         matches!(self.link, Link::Open { .. })
     }
 
-    /// Nothing it had acknowledged was lost before it was equal to the others.
-    pub(super) fn kept_cache(&self) -> bool {
-        self.info.as_ref().is_some_and(|info| info.cache_kept)
+    /// It has everything that was ever acknowledged while it was in the set.
+    pub(super) fn is_right(&self) -> bool {
+        self.worth() == 2
+    }
+
+    /// How good a source for what members may differ in: one that lost nothing before one that lost
+    /// nothing lately, before one that just did.
+    //= docs/replication.md#R8
+    pub(super) fn worth(&self) -> u8 {
+        self.info
+            .as_ref()
+            .map_or(0, |info| u8::from(info.cache_kept) * (2 - u8::from(info.doubt)))
     }
 
     /// Needs looking after more often than once a second.
@@ -567,13 +579,14 @@ impl<P: Clone> Engine<P> {
         let cache_lost = member && changed && peer.has_unflushed();
         if cache_lost {
             peer.info = Some(info.clone());
+            peer.lost = true;
         }
         //= docs/replication.md#R9
-        if cache_lost && (self.may_lose_one() || !self.members().any(|(_, other)| other.kept_cache())) {
+        if cache_lost && (self.may_lose_one() || !self.members().any(|(_, other)| self.honours(other))) {
             return self.give_up_on(now, replica, EjectReason::CacheLost, out);
         }
         if cache_lost {
-            self.doubt(now);
+            self.doubt(now, out);
         }
         let Some(peer) = self.peers.get_mut(&replica) else {
             return;

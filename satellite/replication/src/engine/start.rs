@@ -99,14 +99,11 @@ impl<P: Clone> Engine<P> {
         }
         //= docs/replication.md#R8
         if !dirty.is_clear() {
-            let source = self
-                .members()
-                .find(|(_, peer)| peer.kept_cache())
-                .map(|(id, _)| id);
-            if source.is_none() && self.guest_alive {
+            let source = self.members().max_by_key(|(_, peer)| peer.worth());
+            if self.guest_alive && !source.is_some_and(|(_, peer)| peer.is_right()) {
                 return self.fail(FailReason::CacheLost, out);
             }
-            self.source = source.or_else(|| self.members().next().map(|(id, _)| id));
+            self.source = source.map(|(id, _)| id);
             for region in dirty.iter() {
                 self.tracker.mark(now, region);
             }
@@ -119,6 +116,7 @@ impl<P: Clone> Engine<P> {
         }
         self.unequal = dirty.regions_to_blocks(self.blocks());
         self.phase = Phase::Active;
+        self.tell_source(now, out);
         self.begin_backlog(now, out);
     }
 
@@ -126,7 +124,7 @@ impl<P: Clone> Engine<P> {
     /// known to be durable on it is unequal from here on, as after an unclean end, and copied to it from a
     /// member that has it.
     //= docs/replication.md#R9
-    pub(super) fn doubt(&mut self, now: Time) {
+    pub(super) fn doubt(&mut self, now: Time, out: &mut Vec<Command<P>>) {
         let mut regions = Bitmap::new(self.regions());
         for region in self.tracker.regions() {
             regions.set(region);
@@ -135,11 +133,10 @@ impl<P: Clone> Engine<P> {
             self.unequal = Bitmap::new(self.blocks());
         }
         self.unequal.or(&regions.regions_to_blocks(self.blocks()));
-        // Who has been answered by this engine lives as long as it does.
-        self.guest_alive = true;
         self.source = None;
         self.repair_at = now;
         self.stirred = true;
+        self.recall_flushes(now, out);
     }
 
     /// Copies of one replica are equal to themselves.

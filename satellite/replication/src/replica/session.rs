@@ -86,6 +86,7 @@ impl<P: Clone> Replica<P> {
             cache: self.cache,
             cache_kept: self.cache == self.superblock.cache,
             stored: self.superblock.view,
+            doubt: self.superblock.doubt,
             in_sync: self.superblock.in_sync.contains(&self.id),
             lineage: self.superblock.lineage,
             size: self.superblock.size,
@@ -124,10 +125,10 @@ impl<P: Clone> Replica<P> {
         self.superblock.view = header.view;
         self.superblock.in_sync = roster.in_sync;
         //= docs/replication.md#R8
-        if header.flags & flags::WHOLE != 0 {
-            // Not before: until all is equal again, the next engine must know that this copy lost writes.
-            self.superblock.cache = self.cache;
-        }
+        // Remembered beyond this engine, which may not live to make it good.
+        let lost = self.superblock.cache != self.cache;
+        self.superblock.doubt = (self.superblock.doubt || lost) && header.flags & flags::WHOLE == 0;
+        self.superblock.cache = self.cache;
         self.maps.touch_superblock();
         self.answer_when_stored(now, conn, header);
     }
