@@ -1,13 +1,15 @@
 //! What every part of a controller shares: the Raft node with the catalogue, what satellites report, and
 //! their sessions.
 
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 use stor_raft::{Node, ProposeError};
 use thiserror::Error;
+use tokio::sync::watch;
 
-use crate::catalogue::{Action, Catalogue, Command, Reply};
+use crate::catalogue::{Action, Catalogue, Command, Reply, load};
 use crate::observed::{Observations, Observed};
 use crate::session::Sessions;
 
@@ -15,6 +17,11 @@ use crate::session::Sessions;
 const PROPOSE_WITHIN: Duration = Duration::from_secs(8);
 /// A read that can't be made linearizable by then fails.
 const LINEARIZE_WITHIN: Duration = Duration::from_secs(5);
+
+/// A new leader takes nobody for lost before all had the time to dial it.
+const SETTLE: Duration = Duration::from_secs(6);
+/// Until it settled, it looks again after this time even without news.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// A controller's shared state.
 #[derive(Debug)]
@@ -25,6 +32,8 @@ pub struct Cluster {
     pub observed: Observed,
     /// Their sessions.
     pub sessions: Sessions,
+    /// Term and beginning of the present leadership.
+    leading: Mutex<Option<(u64, Instant)>>,
 }
 
 /// Why the cluster could not answer.
@@ -60,6 +69,11 @@ impl std::fmt::Debug for Look {
 }
 
 impl Look {
+    /// Ends the transaction; the observations stay.
+    pub fn end(self) -> Observations {
+        self.seen
+    }
+
     /// For the functions of [`crate::catalogue::load`].
     pub fn rows(&mut self) -> &mut SqliteConnection {
         &mut self.transaction
@@ -73,6 +87,7 @@ impl Cluster {
             raft,
             observed: Observed::default(),
             sessions: Sessions::default(),
+            leading: Mutex::default(),
         }
     }
 
@@ -94,7 +109,14 @@ impl Cluster {
     /// Everything that was answered to anybody before this call. Leader only. Cancel-safe.
     pub async fn look(&self) -> Result<Look, Trouble> {
         match self.raft.linearize_within(LINEARIZE_WITHIN).await {
-            Ok(()) => self.look_local().await,
+            Ok(()) => {
+                let mut look = self.look_local().await?;
+                if !self.settled() {
+                    let online = load::nodes_online(look.rows()).await?;
+                    look.seen = look.seen.presuming(online);
+                }
+                Ok(look)
+            }
             // A read that failed did nothing, whatever the reason: it can be asked again elsewhere.
             Err(_) => Err(Trouble::NotLeader),
         }
@@ -107,6 +129,35 @@ impl Cluster {
             transaction,
             seen: self.observed.look(),
         })
+    }
+
+    /// A leadership begins: what was heard in an earlier one says nothing about now.
+    pub fn begin_leading(&self) {
+        let term = self.raft.leadership().borrow().term;
+        self.observed.clear();
+        *self.leading() = Some((term, Instant::now()));
+    }
+
+    /// Whether this leader has led long enough to take a node that is not heard for lost.
+    pub fn settled(&self) -> bool {
+        let term = self.raft.leadership().borrow().term;
+        self.leading()
+            .is_some_and(|(of, since)| of == term && since.elapsed() >= SETTLE)
+    }
+
+    /// For whoever found in `seen` that a node is missing: when some are still presumed to come, waits for the next
+    /// report (or a moment) and answers that it is worth to look again. Cancel-safe.
+    pub async fn may_still_come(&self, seen: &Observations, reports: &mut watch::Receiver<u64>) -> bool {
+        if !seen.awaits() {
+            return false;
+        }
+        // Either way there is reason to look again.
+        let _changed = tokio::time::timeout(LOOK_AGAIN, reports.changed()).await;
+        true
+    }
+
+    fn leading(&self) -> MutexGuard<'_, Option<(u64, Instant)>> {
+        self.leading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether this controller believes that it leads.

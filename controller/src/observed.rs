@@ -4,7 +4,7 @@
 //! Each report is complete, so that the newest one of a node replaces all before it. Readers take a cheap
 //! [`Observations`] and join it with rows of the catalogue; nothing here is ever written there as it is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -68,12 +68,28 @@ impl Heard {
 pub struct Observations {
     nodes: BTreeMap<String, Arc<Heard>>,
     now: Instant,
+    presumed: BTreeSet<String>,
 }
 
 impl Observations {
     /// From reports by node.
     pub fn new(nodes: BTreeMap<String, Arc<Heard>>, now: Instant) -> Self {
-        Self { nodes, now }
+        Self {
+            nodes,
+            now,
+            presumed: BTreeSet::new(),
+        }
+    }
+
+    /// Takes nodes for online that were not heard yet: those the catalogue last recorded as online, while a new
+    /// leader waits for them to dial it.
+    #[must_use]
+    pub fn presuming(mut self, nodes: Vec<String>) -> Self {
+        self.presumed = nodes
+            .into_iter()
+            .filter(|node| !self.nodes.contains_key(node))
+            .collect();
+        self
     }
 
     /// The last report of a node, however old.
@@ -87,9 +103,9 @@ impl Observations {
             .filter(|heard| self.now.saturating_duration_since(heard.at) < OFFLINE_AFTER)
     }
 
-    /// Whether it was heard lately.
+    /// Whether it was heard lately, or is presumed to be heard soon.
     pub fn online(&self, node: &str) -> bool {
-        self.node(node).is_some()
+        self.node(node).is_some() || self.presumed.contains(node)
     }
 
     /// What a node that is online reports of a replica.
@@ -103,6 +119,11 @@ impl Observations {
             .engines
             .get(&volume)
             .filter(|engine| engine.epoch == epoch)
+    }
+
+    /// Whether a node is presumed to come.
+    pub fn awaits(&self) -> bool {
+        !self.presumed.is_empty()
     }
 
     /// Nodes heard so far.
@@ -133,22 +154,6 @@ impl Observed {
     /// Takes a report.
     pub fn hear(&self, node: &str, heard: Heard) {
         self.lock().insert(node.to_owned(), Arc::new(heard));
-        self.changes.send_modify(|n| *n = n.wrapping_add(1));
-    }
-
-    /// A node is heard of without a report (its first message): it is online with what it last told.
-    pub fn greet(&self, node: &str, at: Instant, time: String) {
-        let mut nodes = self.lock();
-        let heard = match nodes.get(node) {
-            Some(last) => Heard {
-                at,
-                time,
-                ..Heard::clone(last)
-            },
-            None => Heard::new(Status::default(), at, time),
-        };
-        nodes.insert(node.to_owned(), Arc::new(heard));
-        drop(nodes);
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
 

@@ -248,6 +248,11 @@ pub async fn node(conn: &mut SqliteConnection, name: &str) -> Result<Option<Node
     sqlx::query_as(sql::NODE).bind(name).fetch_optional(conn).await
 }
 
+/// Nodes last recorded as online.
+pub async fn nodes_online(conn: &mut SqliteConnection) -> Result<Vec<String>> {
+    sqlx::query_scalar(sql::NODES_ONLINE).fetch_all(conn).await
+}
+
 /// All pools, by name and node.
 pub async fn pools(conn: &mut SqliteConnection) -> Result<Vec<Pool>> {
     sqlx::query_as(sql::POOLS).fetch_all(conn).await

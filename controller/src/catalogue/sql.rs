@@ -21,6 +21,7 @@ statements! {
         desired, revision FROM nodes WHERE name = ?";
     NODES_PAGE = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \
         desired, revision FROM nodes WHERE name > ? ORDER BY name LIMIT ?";
+    NODES_ONLINE = "SELECT name FROM nodes WHERE online = 1";
     INSERT_NODE = "INSERT INTO nodes (name, address, kind, properties, transports, desired, revision) \
         VALUES (?, ?, ?, ?, '[]', ?, ?)";
     UPDATE_NODE_PROPERTIES = "UPDATE nodes SET properties = ?, revision = ? WHERE name = ?";

@@ -20,15 +20,12 @@ use tokio::sync::watch;
 use crate::catalogue::Action;
 use crate::catalogue::load::{self, Which};
 use crate::cluster::{Cluster, Trouble};
-use crate::observed::OFFLINE_AFTER;
 use healing::Healing;
 
 /// Even when nothing moves, time does: nodes go offline by silence.
 const TICK: Duration = Duration::from_secs(1);
 /// Reports that arrive together are one pass. Short, because creating a volume waits for it.
 const GATHER: Duration = Duration::from_millis(2);
-/// A new leader takes nobody for lost before all had the time to dial it.
-const SETTLE: Duration = Duration::from_secs(6);
 /// Proposals of one pass; the rest comes with the next.
 const BATCH: usize = 256;
 
@@ -39,14 +36,12 @@ pub async fn run(cluster: Arc<Cluster>) {
         if leadership.wait_for(|view| view.is_self).await.is_err() {
             return;
         }
-        // What was heard in an earlier leadership says nothing about now.
-        cluster.observed.clear();
+        cluster.begin_leading();
         lead(&cluster, &mut leadership).await;
     }
 }
 
 async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
-    let since = Instant::now();
     let (mut applied, mut reports) = (cluster.raft.applied(), cluster.observed.changes());
     let mut healing = Healing::default();
     let mut tick = tokio::time::interval(TICK);
@@ -54,7 +49,7 @@ async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
     loop {
         applied.borrow_and_update();
         reports.borrow_and_update();
-        let settled = since.elapsed() >= SETTLE.max(OFFLINE_AFTER);
+        let settled = cluster.settled();
         match actions(cluster, settled, &mut healing).await {
             Ok(actions) => propose(cluster, actions).await,
             Err(error) => tracing::error!(error = %error, "looking for work failed"),

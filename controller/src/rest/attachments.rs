@@ -22,6 +22,7 @@ use crate::show;
 
 /// Ways to serve a device, best first.
 const TRANSPORTS: [&str; 2] = ["fuse", "socket"];
+const NODE_OFFLINE: &str = "node-offline";
 /// Views that moved between looking and proposing before an attach is given up.
 const ATTEMPTS: u32 = 8;
 /// An attach right after a create waits this long for the volume's replicas.
@@ -117,10 +118,22 @@ pub(super) async fn create(
         check_transport(transport)?;
     }
     wait_ready(&cluster, &name).await?;
-    for _ in 0..ATTEMPTS {
+    let mut reports = cluster.observed.changes();
+    let mut attempts = 0;
+    while attempts < ATTEMPTS {
         let mut look = cluster.look().await?;
         let row = need(&mut look, &name).await?;
-        let attach = draft(&mut look, &row, &spec, manner).await?;
+        let attach = match draft(&mut look, &row, &spec, manner).await {
+            Ok(attach) => attach,
+            Err(failure) => {
+                // A read transaction must not stay open meanwhile.
+                let seen = look.end();
+                if failure.code() == NODE_OFFLINE && cluster.may_still_come(&seen, &mut reports).await {
+                    continue;
+                }
+                return Err(failure);
+            }
+        };
         if manner.dry_run {
             return dry_run(&mut look, &row, attach).await;
         }
@@ -135,7 +148,7 @@ pub(super) async fn create(
             Err(Refused::View {
                 refusal: Refusal::ViewChanged { .. },
                 ..
-            }) => {}
+            }) => attempts += 1,
             Err(refused) => return Err(refused.into()),
         }
     }
@@ -195,12 +208,11 @@ async fn draft(
                 .clone()
                 .or_else(|| class.and_then(|class| class.wish.transport));
             if !look.seen.online(&node.name) {
-                return Err(Failure::conflict(
-                    "node-offline",
-                    format!("node {} is not connected", node.name),
-                )
-                .because("Its satellite could not be told to attach the volume.")
-                .remedy("start stor-satellite on the node and check that it reaches a controller"));
+                return Err(
+                    Failure::conflict(NODE_OFFLINE, format!("node {} is not connected", node.name))
+                        .because("Its satellite could not be told to attach the volume.")
+                        .remedy("start stor-satellite on the node and check that it reaches a controller"),
+                );
             }
             choose_transport(&node, wanted)?
         }

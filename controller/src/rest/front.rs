@@ -23,6 +23,8 @@ use crate::cluster::Cluster;
 const DEADLINE: Duration = Duration::from_secs(15);
 /// Between attempts that had no outcome.
 const PAUSE: Duration = Duration::from_millis(100);
+const NO_LEADER_SINCE: &str =
+    "The leading controller went while it had the request, and there is no new one.";
 /// Largest answer of a handler: a page of the largest objects is far below.
 const MAX_ANSWER: usize = 64 << 20;
 /// Streams open at the same time on one controller.
@@ -76,6 +78,12 @@ impl Front {
                         body: Vec::new(),
                     };
                 }
+                if ambiguous && outcome == Some(Outcome::NotDone) {
+                    // Not this time; an attempt before may have been.
+                    let mut undecided = packed(Failure::undecided(NO_LEADER_SINCE).into_response()).await;
+                    take_outcome(&mut undecided);
+                    return undecided;
+                }
                 return response;
             }
             tokio::time::sleep(PAUSE).await;
@@ -89,10 +97,15 @@ impl Front {
                 Err(_) => packed(Failure::undecided("It took too long.").into_response()).await,
             };
         }
+        let is_read = request.method == Method::GET.as_str();
         let left = deadline.saturating_duration_since(Instant::now());
         match self.cluster.raft.forward_within(request, left).await {
             Ok(response) => response,
             Err(ForwardError::LeadsItself | ForwardError::NoLeader { .. }) => {
+                packed(Failure::no_leader().into_response()).await
+            }
+            // A read has nothing to be undecided about.
+            Err(ForwardError::Interrupted { .. }) if is_read => {
                 packed(Failure::no_leader().into_response()).await
             }
             Err(error @ ForwardError::Interrupted { .. }) => {

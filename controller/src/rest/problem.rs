@@ -73,6 +73,10 @@ impl Failure {
         self
     }
 
+    pub(super) fn code(&self) -> &str {
+        self.problem.code()
+    }
+
     fn outcome(mut self, outcome: Outcome) -> Self {
         self.outcome = Some(outcome);
         self

@@ -23,6 +23,7 @@ use crate::show;
 
 /// Replicas of a volume that does not say how many.
 pub(super) const DEFAULT_REPLICAS: u8 = 2;
+const NO_PLACEMENT: &str = "no-placement";
 /// Placements that others overtook before one is given up.
 const ATTEMPTS: u32 = 8;
 
@@ -127,9 +128,21 @@ pub(super) async fn create(
     Body(spec): Body<VolumeSpec>,
 ) -> Answer {
     let (name, wish) = check_spec(spec)?;
-    for _ in 0..ATTEMPTS {
+    let mut reports = cluster.observed.changes();
+    let mut attempts = 0;
+    while attempts < ATTEMPTS {
         let mut look = cluster.look().await?;
-        let (new, verdicts) = draft(&mut look, &name, &wish).await?;
+        let (new, verdicts) = match draft(&mut look, &name, &wish).await {
+            Ok(draft) => draft,
+            Err(failure) => {
+                // A read transaction must not stay open meanwhile.
+                let seen = look.end();
+                if failure.code() == NO_PLACEMENT && cluster.may_still_come(&seen, &mut reports).await {
+                    continue;
+                }
+                return Err(failure);
+            }
+        };
         let steps = describe(&new);
         let action = Action::CreateVolume(new);
         if manner.dry_run {
@@ -143,7 +156,7 @@ pub(super) async fn create(
         match cluster.propose(action).await? {
             Ok(outcome) => return show_volume(&cluster, &name, created(&outcome)).await,
             // Placed with what was true a moment ago.
-            Err(Refused::PlacementStale { .. }) => {}
+            Err(Refused::PlacementStale { .. }) => attempts += 1,
             Err(refused) => return Err(refused.into()),
         }
     }
@@ -210,7 +223,7 @@ async fn draft(
     let placement = planner::place(&ask, &nodes).map_err(|refusal| {
         Failure::new(
             StatusCode::UNPROCESSABLE_ENTITY,
-            "no-placement",
+            NO_PLACEMENT,
             format!(
                 "volume {name} can't be placed: {} of {} replicas possible",
                 refusal.possible, refusal.wanted

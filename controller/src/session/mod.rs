@@ -205,7 +205,6 @@ async fn run(
     }
     admit(cluster, &hello).await?;
     let (touched, replaced) = cluster.sessions.begin(&hello.node);
-    cluster.observed.greet(&hello.node, Instant::now(), now());
     tracing::info!(node = %hello.node, version = %hello.version, "a satellite is connected");
     let session = Session {
         cluster,

@@ -203,6 +203,12 @@ pub fn attachment(row: &row::Volume, is: &row::Attachment, seen: &Observations) 
     let engine = engine(row, seen);
     let (state, reason) = if !seen.online(&node) {
         (AttachmentState::Unknown, format!("node {node} is not connected"))
+    } else if seen.node(&node).is_none() {
+        // A new leader that has not heard it yet.
+        (
+            AttachmentState::Unknown,
+            format!("node {node} has not reported yet"),
+        )
     } else if is.detaching {
         (
             AttachmentState::Detaching,

@@ -1,0 +1,14 @@
+//! Controllers as they run, over their real ports, with satellites that only pretend.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+mod api;
+mod controllers;
+mod failover;
+mod satellite;
+mod sessions;
+mod volumes;

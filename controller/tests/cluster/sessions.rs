@@ -1,0 +1,227 @@
+//! What satellites and the leader say to each other.
+
+use stor_api::objects::{NodeKind, ReplicaState, VolumeState};
+use stor_proto::satellite::{Add, Ejected, ReadVolume, Remove, Restart, answer, change_view, request};
+
+use crate::controllers::{cluster, diskless, node, storage, until};
+use crate::satellite::Satellite;
+use crate::volumes::{on, spec};
+
+fn volume(answer: stor_proto::satellite::Answer) -> stor_proto::satellite::Volume {
+    match answer.kind.unwrap() {
+        answer::Kind::Volume(volume) => volume,
+        answer::Kind::Refused(refused) => panic!("{refused:?}"),
+    }
+}
+
+fn refused(answer: stor_proto::satellite::Answer) -> stor_proto::satellite::Refused {
+    match answer.kind.unwrap() {
+        answer::Kind::Refused(refused) => refused,
+        answer::Kind::Volume(volume) => panic!("{volume:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_node_is_told_what_to_do() {
+    let (_root, controllers) = cluster(1).await;
+    let stranger = Satellite::start("s7", vec![controllers[0].peer]);
+    until("it is refused", async || {
+        stranger.inside.lock().unwrap().refused.is_some()
+    })
+    .await;
+    let status = stranger.inside.lock().unwrap().refused.clone().unwrap();
+    assert_eq!(status.code(), tonic::Code::NotFound);
+    assert!(status.message().contains("storctl node create s7"), "{status:?}");
+    let client = controllers[0].client();
+    client.create_node(&node("s7", NodeKind::Storage)).await.unwrap();
+    until("it is taken in", async || {
+        stranger.inside.lock().unwrap().desired.is_some()
+    })
+    .await;
+    client.delete_node("s7", false).await.unwrap();
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_names_the_leader_and_a_second_session_replaces_the_first() {
+    let (_root, controllers) = cluster(3).await;
+    let client = controllers[0].client();
+    client.create_node(&node("s1", NodeKind::Storage)).await.unwrap();
+    let first = Satellite::start("s1", vec![controllers[2].peer]);
+    until("it found the leader", async || {
+        first.inside.lock().unwrap().desired.is_some()
+    })
+    .await;
+    let status = first.inside.lock().unwrap().refused.clone().unwrap();
+    assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+    assert_eq!(
+        status.metadata().get("stor-leader").unwrap().to_str().unwrap(),
+        format!("http://{}", controllers[0].peer)
+    );
+    let sessions = first.inside.lock().unwrap().sessions;
+    let second = Satellite::start("s1", vec![controllers[0].peer]);
+    until("the second is served", async || {
+        second.inside.lock().unwrap().desired.is_some()
+    })
+    .await;
+    until("the first was ended and came again", async || {
+        first.inside.lock().unwrap().sessions > sessions
+    })
+    .await;
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn engines_change_views_and_learn_outcomes() {
+    let (_root, controllers) = cluster(1).await;
+    let client = controllers[0].client();
+    let satellites = storage(&controllers, 2).await;
+    let k1 = diskless(&controllers, "k1").await;
+    client.create_volume(&spec("db1")).await.unwrap();
+    client.attach("db1", &on("k1")).await.unwrap();
+    let id = client.volume("db1").await.unwrap().id;
+
+    let remove = |config| {
+        let members = vec![Ejected {
+            replica: 1,
+            reason: "timed-out".into(),
+        }];
+        change_view::Change::Remove(Remove {
+            expect_epoch: 1,
+            expect_config: config,
+            members,
+        })
+    };
+    let by_other = refused(satellites[0].change(&id, remove(0)).await);
+    assert_eq!(by_other.code, "not-owner");
+    let row = volume(k1.change(&id, remove(0)).await);
+    assert_eq!(
+        (row.config, row.members[1].in_sync, row.members[1].reason.as_str()),
+        (1, false, "timed-out")
+    );
+    let again = refused(k1.change(&id, remove(0)).await);
+    assert_eq!(
+        (again.code.as_str(), again.volume.unwrap()),
+        ("view-changed", row.clone())
+    );
+    assert_eq!(
+        volume(
+            k1.ask(request::Kind::Read(ReadVolume {
+                volume_id: id.clone()
+            }))
+            .await
+        ),
+        row
+    );
+    let seen = client.volume("db1").await.unwrap();
+    assert_eq!(
+        (seen.state, seen.replicas[1].state),
+        (VolumeState::Degraded, ReplicaState::Stale)
+    );
+
+    let too_few = change_view::Change::Remove(Remove {
+        expect_epoch: 1,
+        expect_config: 1,
+        members: vec![Ejected {
+            replica: 0,
+            reason: "timed-out".into(),
+        }],
+    });
+    assert_eq!(refused(k1.change(&id, too_few).await).code, "too-few-in-sync");
+    let add = change_view::Change::Add(Add {
+        expect_epoch: 1,
+        expect_config: 1,
+        replica: 1,
+    });
+    let row = volume(k1.change(&id, add).await);
+    assert_eq!((row.config, row.members[1].joined_config), (2, 2));
+    let row = volume(
+        k1.change(&id, change_view::Change::Restart(Restart { expect_epoch: 1 }))
+            .await,
+    );
+    assert_eq!(row.epoch, 2);
+    until("the new epoch is desired", async || {
+        k1.desired()
+            .engines
+            .first()
+            .is_some_and(|e| e.volume.as_ref().unwrap().epoch == 2)
+    })
+    .await;
+    let nothing = ReadVolume {
+        volume_id: "00000000-0000-0000-0000-000000000009".into(),
+    };
+    assert_eq!(
+        refused(k1.ask(request::Kind::Read(nothing)).await).code,
+        "not-found"
+    );
+    let malformed = ReadVolume {
+        volume_id: "db1".into(),
+    };
+    assert_eq!(
+        refused(k1.ask(request::Kind::Read(malformed)).await).code,
+        "malformed"
+    );
+    let revisions = k1.inside.lock().unwrap().revisions.clone();
+    assert!(revisions.is_sorted(), "{revisions:?}");
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_detached_volume_is_healed_and_given_to_whoever_wants_it() {
+    let (_root, controllers) = cluster(1).await;
+    let client = controllers[0].client();
+    let satellites = storage(&controllers, 2).await;
+    let k1 = diskless(&controllers, "k1").await;
+    client.create_volume(&spec("db1")).await.unwrap();
+    client.attach("db1", &on("k1")).await.unwrap();
+    let id = client.volume("db1").await.unwrap().id;
+    // The engine goes without its word: the members may differ.
+    client.detach("db1", "k1", true).await.unwrap();
+    let healing = || {
+        satellites[0]
+            .desired()
+            .engines
+            .first()
+            .is_some_and(|e| e.transport == "none")
+    };
+    until("s1 heals it", async || healing()).await;
+    let volume = client.volume("db1").await.unwrap();
+    assert!(
+        volume.attachments.is_empty(),
+        "healing is the cluster's own affair"
+    );
+    assert!(
+        client
+            .status()
+            .await
+            .unwrap()
+            .work
+            .iter()
+            .any(|line| line.contains("up to date"))
+    );
+    until("it ends by itself", async || !healing()).await;
+    until("it was clean", async || {
+        let read = request::Kind::Read(ReadVolume {
+            volume_id: id.clone(),
+        });
+        let row = self::volume(k1.ask(read).await);
+        row.clean && row.owner.is_empty()
+    })
+    .await;
+
+    client.attach("db1", &on("k1")).await.unwrap();
+    client.detach("db1", "k1", true).await.unwrap();
+    until("s1 heals it again", async || healing()).await;
+    let attachment = client.attach("db1", &on("k1")).await.unwrap();
+    assert_eq!(attachment.node, "k1", "a user comes first");
+    until("the healer stopped", async || !healing()).await;
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+}
