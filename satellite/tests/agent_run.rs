@@ -162,7 +162,7 @@ async fn until(visit: &mut Visit, reached: impl Fn(&proto::Status) -> bool) -> p
     });
     match found.await {
         Ok(status) => status,
-        Err(_) => panic!("never; last: {last:#?}"),
+        Err(late) => panic!("{late}; last: {last:#?}"),
     }
 }
 

@@ -16,7 +16,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Far above what anything here takes: reached only by a defect.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A controller's end of one session.
 pub(crate) struct Visit {
