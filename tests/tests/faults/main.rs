@@ -11,4 +11,10 @@
     clippy::print_stdout
 )]
 
+mod agent;
+mod controllers;
+mod engine;
+mod leader;
 mod power;
+mod resync;
+mod takeover;
