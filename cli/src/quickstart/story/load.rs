@@ -116,6 +116,13 @@ pub(crate) struct Progress {
     pub(crate) longest: Duration,
 }
 
+impl Progress {
+    /// Bytes written since there were `writes` answers.
+    pub(crate) fn bytes_since(self, writes: u64) -> u64 {
+        self.writes.saturating_sub(writes) * BLOCK as u64
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     progress: Progress,

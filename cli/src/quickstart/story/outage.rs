@@ -1,9 +1,10 @@
 //! The story's accident: a storage node is killed while something writes, and comes back later. Measures the
 //! stall, and what is copied against what was missed.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use stor_api::objects::{Counters, Replica, Volume, VolumeState};
+use stor_api::objects::{Replica, Volume, VolumeState};
 use stor_api::size;
 
 use super::super::cluster::Cluster;
@@ -20,6 +21,10 @@ const RESYNC: Duration = Duration::from_mins(3);
 /// What was written less than 5 s ago may differ between copies and is copied to one that was away. The story
 /// wants to show what is copied because it was missed, so that the fill is left behind first.
 const SETTLE: Duration = Duration::from_secs(7);
+/// Counters come and stand still within this time.
+const COUNTED: Duration = Duration::from_secs(20);
+/// Counters that stood still this long are final.
+const STEADY: Duration = Duration::from_millis(2500);
 /// Load before the kill, and after the cluster has noticed it.
 const LOAD_BEFORE: Duration = Duration::from_secs(2);
 const LOAD_AFTER: Duration = Duration::from_secs(3);
@@ -28,14 +33,33 @@ const LOAD_AFTER: Duration = Duration::from_secs(3);
 pub(super) struct Outage {
     load: Load,
     node: String,
-    /// Counters when it went.
-    before: Counters,
+    /// Writes of the load that were answered when it went.
+    writes: u64,
+    /// Bytes resynced until then.
+    resynced: u64,
 }
 
-async fn counters(cluster: &Cluster) -> Result<Counters, Failure> {
+async fn resynced(cluster: &Cluster) -> Result<u64, Failure> {
     let volume = cluster.client().volume(VOLUME).await?;
-    let found = volume.attachments.first().map(|a| a.counters);
+    let found = volume.attachments.first().map(|a| a.counters.resynced_bytes);
     found.ok_or_else(|| Failure::failed(format!("volume {VOLUME} is no longer attached")))
+}
+
+/// What was resynced since `before`, once it does not grow any more: counters come with the reports of the
+/// node, about every second.
+async fn resynced_since(cluster: &Cluster, before: u64) -> Result<u64, Failure> {
+    let last = Cell::new((0, Instant::now()));
+    until(&cluster.context(COUNTED), "count of resynced bytes", || async {
+        let now = resynced(cluster).await?.saturating_sub(before);
+        let (seen, since) = last.get();
+        if now != seen {
+            last.set((now, Instant::now()));
+        } else if now > 0 && since.elapsed() > STEADY {
+            return Ok(Look::Done(now));
+        }
+        Ok(Look::Pending(format!("{now} so far"), None))
+    })
+    .await
 }
 
 /// Kills a node that holds a replica, while something writes.
@@ -53,7 +77,7 @@ pub(super) async fn kill(cluster: &Cluster, volume: &Volume, medium: &Medium) ->
     tokio::time::sleep(SETTLE).await;
     let mut load = medium.load().await?;
     tokio::time::sleep(LOAD_BEFORE).await;
-    let before = counters(cluster).await?;
+    let resynced = resynced(cluster).await?;
     let calm = load.progress()?;
     let pid = satellite.pid().ok_or_else(|| satellite.ended())?;
     satellite.signal(rustix::process::Signal::KILL);
@@ -86,36 +110,30 @@ pub(super) async fn kill(cluster: &Cluster, volume: &Volume, medium: &Medium) ->
         after.longest.as_millis(),
         calm.longest.as_millis(),
     );
-    Ok((Outage { load, node, before }, told))
+    let outage = Outage {
+        load,
+        node,
+        writes: calm.writes,
+        resynced,
+    };
+    Ok((outage, told))
 }
 
 /// Starts the node again and waits until its replica has caught up.
 pub(super) async fn come_back(cluster: &Cluster, outage: Outage) -> Told<Written> {
-    let Outage { load, node, before } = outage;
-    let back = counters(cluster).await?;
+    let Outage {
+        mut load,
+        node,
+        writes,
+        resynced,
+    } = outage;
+    let missed = load.progress()?.bytes_since(writes);
     let begin = Instant::now();
     cluster.satellite(&node)?.start(&[]).await?;
     in_sync(cluster).await?;
     let took = begin.elapsed();
     let written = load.finish().await?;
-    // Counters come with the node's next report.
-    let resynced = until(
-        &cluster.context(Duration::from_secs(15)),
-        "count of resynced bytes",
-        || async {
-            let now = counters(cluster)
-                .await?
-                .resynced_bytes
-                .saturating_sub(before.resynced_bytes);
-            Ok(if now > 0 {
-                Look::Done(now)
-            } else {
-                Look::Pending("none are reported".to_owned(), None)
-            })
-        },
-    )
-    .await?;
-    let missed = back.written_bytes.saturating_sub(before.written_bytes);
+    let resynced = resynced_since(cluster, resynced).await?;
     let told = format!(
         "in sync after {}; {} were written meanwhile, {} resynced of {}",
         seconds(took),

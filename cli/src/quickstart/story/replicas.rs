@@ -24,52 +24,79 @@ pub(crate) struct Same {
 
 /// Reads all files side by side; a file that ends before `size` goes on with zeros, as its volume does.
 pub(crate) fn compare(files: &[(String, PathBuf)], size: u64) -> Result<Same, Failure> {
-    let mut open = Vec::new();
+    let mut copies = Vec::new();
     for (node, path) in files {
-        open.push((
+        let file = File::open(path).map_err(|e| cannot("open", path, &e))?;
+        copies.push(Copy {
             node,
             path,
-            File::open(path).map_err(|e| cannot("open", path, &e))?,
-        ));
+            file,
+            bytes: vec![0; usize::try_from(CHUNK).unwrap_or(0)],
+        });
     }
-    // Slices are compared by memcmp, bytes one by one are slow in a debug build.
+    // Slices are compared by memcmp; bytes one by one are slow in a debug build.
     let zeros = vec![0_u8; usize::try_from(CHUNK).unwrap_or(0)];
     let mut data = 0;
     let mut offset = 0;
     while offset < size {
         let length = CHUNK.min(size - offset);
-        let mut first: Option<(&String, Vec<u8>)> = None;
-        for (node, path, file) in &mut open {
-            let bytes = chunk(file, length).map_err(|e| cannot("read", path, &e))?;
-            match &first {
-                None => first = Some((node, bytes)),
-                Some((_, expected)) if *expected == bytes => {}
-                Some((other, expected)) => {
-                    let at = expected.iter().zip(&bytes).position(|(a, b)| a != b).unwrap_or(0);
-                    let at = offset + u64::try_from(at).unwrap_or(0);
-                    return Err(
-                        Failure::failed(format!("the copies on {other} and {node} differ"))
-                            .why(format!("first at byte {at}")),
-                    );
-                }
-            }
+        for copy in &mut copies {
+            copy.read(length).map_err(|e| cannot("read", copy.path, &e))?;
         }
-        if first.is_some_and(|(_, bytes)| !zeros.starts_with(&bytes)) {
-            data += length;
+        if let Some((first, others)) = copies.split_first() {
+            if let Some(other) = others.iter().find(|other| other.bytes != first.bytes) {
+                return Err(first.differs_from(other, offset));
+            }
+            if first.bytes != zeros {
+                data += length;
+            }
         }
         offset += length;
     }
     Ok(Same {
-        copies: open.len(),
+        copies: copies.len(),
         data,
     })
 }
 
-fn chunk(file: &mut File, length: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(length).read_to_end(&mut bytes)?;
-    bytes.resize(usize::try_from(length).unwrap_or(0), 0);
-    Ok(bytes)
+/// One copy, and the chunk of it that is compared.
+struct Copy<'a> {
+    node: &'a str,
+    path: &'a Path,
+    file: File,
+    bytes: Vec<u8>,
+}
+
+impl Copy<'_> {
+    fn differs_from(&self, other: &Self, offset: u64) -> Failure {
+        let at = self
+            .bytes
+            .iter()
+            .zip(&other.bytes)
+            .position(|(a, b)| a != b)
+            .unwrap_or(0);
+        let at = offset + u64::try_from(at).unwrap_or(0);
+        Failure::failed(format!("the copies on {} and {} differ", self.node, other.node))
+            .why(format!("first at byte {at}"))
+    }
+
+    /// Reads the next `length` bytes; what the file does not have, and the rest of the chunk, is zeros.
+    fn read(&mut self, length: u64) -> std::io::Result<()> {
+        let wanted = usize::try_from(length).unwrap_or(0).min(self.bytes.len());
+        let mut have = 0;
+        while let Some(rest) = self.bytes.get_mut(have..wanted).filter(|rest| !rest.is_empty()) {
+            match self.file.read(rest) {
+                Ok(0) => break,
+                Ok(count) => have += count,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if let Some(rest) = self.bytes.get_mut(have..) {
+            rest.fill(0);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
