@@ -46,6 +46,9 @@ enum Stage {
 pub(super) struct CopyJob {
     pub(super) range: ByteRange,
     pub(super) reason: Reason,
+    /// A part of it could not be read: it is copied sector by sector, this one now, so that an unreadable
+    /// sector costs itself and not its neighbours.
+    piece: Option<ByteRange>,
     stage: Stage,
     source: Option<ReplicaId>,
     /// Bits of the replicas that must have it.
@@ -53,6 +56,24 @@ pub(super) struct CopyJob {
     acked: u16,
     /// Bits of the replicas that could not read it.
     failed: u16,
+}
+
+impl CopyJob {
+    /// What it reads and writes now.
+    fn part(&self) -> ByteRange {
+        self.piece.unwrap_or(self.range)
+    }
+
+    /// Goes on to the next piece, if there is one.
+    fn next_piece(&mut self) -> bool {
+        let next = self.piece.map(|piece| ByteRange::new(piece.end(), SECTOR));
+        let Some(next) = next.filter(|next| next.end() <= self.range.end()) else {
+            return false;
+        };
+        self.piece = Some(next);
+        (self.failed, self.acked, self.targets) = (0, 0, 0);
+        true
+    }
 }
 
 /// Whether a range has a block that may differ between members.
@@ -82,6 +103,7 @@ impl<P: Clone> Engine<P> {
         let job = CopyJob {
             range,
             reason,
+            piece: None,
             stage: Stage::Locking,
             source: None,
             targets: 0,
@@ -97,7 +119,7 @@ impl<P: Clone> Engine<P> {
     /// Has its lock: reads from a source.
     pub(super) fn copy_locked(&mut self, now: Time, id: u64, out: &mut Vec<Command<P>>) {
         let Some(job) = self.copies.get(&id) else { return };
-        let (range, failed, reason) = (job.range, job.failed, job.reason);
+        let (range, failed, reason) = (job.part(), job.failed, job.reason);
         let source = match reason {
             Reason::Repair => self.repair_source(now, failed, out),
             Reason::Mend(replica) => self.any_source(range, failed, Some(replica)),
@@ -218,7 +240,7 @@ impl<P: Clone> Engine<P> {
 
     fn write_copy(&mut self, now: Time, id: u64, data: P, out: &mut Vec<Command<P>>) {
         let Some(job) = self.copies.get(&id) else { return };
-        let (range, reason, source) = (job.range, job.reason, job.source);
+        let (range, reason, source) = (job.part(), job.reason, job.source);
         let targets: Vec<(ReplicaId, u16)> = self
             .peers
             .iter()
@@ -250,12 +272,18 @@ impl<P: Clone> Engine<P> {
         if !done {
             return;
         }
-        let Some(job) = self.copies.remove(&id) else {
+        let Some(job) = self.copies.get_mut(&id) else {
             return;
         };
         if !matches!(job.reason, Reason::Sync(_)) {
-            self.tracker.end(now, job.range);
+            self.tracker.end(now, job.part());
         }
+        if job.next_piece() {
+            return self.copy_locked(now, id, out);
+        }
+        let Some(job) = self.copies.remove(&id) else {
+            return;
+        };
         match job.reason {
             Reason::Repair => {
                 self.counters.repaired_bytes += job.range.len;
@@ -294,18 +322,26 @@ impl<P: Clone> Engine<P> {
         let Some(job) = self.copies.get_mut(&id) else {
             return;
         };
+        let (range, reason) = (job.part(), job.reason);
         job.failed |= bit;
-        let (range, reason) = (job.range, job.reason);
+        let whole = job.piece.is_none() && range.len > SECTOR;
+        if whole && !matches!(reason, Reason::Mend(_)) {
+            job.piece = Some(ByteRange::new(range.offset, SECTOR));
+            job.failed = 0;
+            return self.restart_copy(now, id, out);
+        }
         self.restart_copy(now, id, out);
-        if !matches!(reason, Reason::Mend(_)) {
-            self.mend(now, replica, range, out);
-        } else if !self.copies.contains_key(&id) && range.len > SECTOR {
-            // Two members may each lack a different block of the range: half of it may do.
-            let Reason::Mend(target) = reason else { return };
-            let first = (range.len / 2).next_multiple_of(SECTOR);
-            self.mend(now, target, ByteRange::new(range.offset, first), out);
-            let second = ByteRange::new(range.offset + first, range.len - first);
-            self.mend(now, target, second, out);
+        let gone = !self.copies.contains_key(&id);
+        match reason {
+            Reason::Mend(target) if gone && whole => {
+                // Two members may each lack a different block of the range: half of it may do.
+                let first = (range.len / 2).next_multiple_of(SECTOR);
+                self.mend(now, target, ByteRange::new(range.offset, first), out);
+                let second = ByteRange::new(range.offset + first, range.len - first);
+                self.mend(now, target, second, out);
+            }
+            Reason::Mend(_) => {}
+            Reason::Repair | Reason::Sync(_) => self.mend(now, replica, range, out),
         }
     }
 

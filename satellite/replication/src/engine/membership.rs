@@ -164,6 +164,7 @@ impl<P: Clone> Engine<P> {
             .filter_map(|(replica, peer)| Some((replica, reason(peer)?)))
             .collect();
         if gone.is_empty() {
+            self.spared_since = None;
             return;
         }
         let members = self.members().count();
@@ -185,6 +186,16 @@ impl<P: Clone> Engine<P> {
         if left < self.row.least_in_sync() || !reachable {
             return;
         }
+        let stays = |replica: ReplicaId| gone.iter().all(|(gone, _)| *gone != replica);
+        let right = self.members().any(|(replica, peer)| stays(replica) && peer.is_right());
+        if self.in_doubt() && !right {
+            // Whoever goes now takes acknowledged writes along that nobody else has. It may come back.
+            let since = *self.spared_since.get_or_insert(now);
+            if now.since(since) < START_GRACE {
+                return;
+            }
+        }
+        self.spared_since = None;
         self.propose(
             Change::Remove {
                 expect: self.row.view,

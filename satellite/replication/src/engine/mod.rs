@@ -308,6 +308,8 @@ pub struct Engine<P> {
     proposal: Option<Proposal>,
     /// The catalogue refused to shrink the in-sync set; not asked again before this.
     refused_until: Option<Time>,
+    /// Since when the last member that is right about unequal blocks would be removed (R8).
+    spared_since: Option<Time>,
     ios: BTreeMap<IoId, Io<P>>,
     /// Requests that came before the engine was active.
     backlog: VecDeque<IoId>,
@@ -355,6 +357,7 @@ impl<P: Clone> Engine<P> {
             gate: false,
             proposal: None,
             refused_until: None,
+            spared_since: None,
             ios: BTreeMap::new(),
             backlog: VecDeque::new(),
             unrepaired: VecDeque::new(),

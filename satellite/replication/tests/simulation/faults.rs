@@ -212,7 +212,9 @@ impl World {
         };
         match fault {
             Fault::BadBlocks => {
-                disk.bad.insert(bad.min(SIZE / BLOCK - 1));
+                let bad = bad.min(SIZE / BLOCK - 1);
+                disk.bad.insert(bad);
+                self.ever_bad.insert(bad);
             }
             // More than one disk lost for good is another's story.
             Fault::BrokenDisk if others && set > 1 && !disk.broken => {

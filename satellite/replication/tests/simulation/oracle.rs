@@ -169,14 +169,14 @@ impl Oracle {
         });
     }
 
-    /// A new guest begins after every member had lost its cache at `lost` or later: of what was begun before,
-    /// only what was flushed is certain.
-    pub(crate) fn caches_lost(&mut self, lost: u64, at: u64) {
+    /// A guest that began at `since` lives after every member had lost its cache at `lost` or later: of what was begun before,
+    /// only what was flushed, or what that guest has read, is certain.
+    pub(crate) fn caches_lost(&mut self, lost: u64, since: u64, at: u64) {
         for values in self.blocks.values_mut() {
             Self::forget_old(values, at);
             for value in values
                 .iter_mut()
-                .filter(|value| !value.flushed && value.begun < lost)
+                .filter(|value| !value.flushed && value.begun < lost && value.last_begin < since)
             {
                 value.first_end = OPEN;
                 value.last_begin = value.begun;

@@ -116,6 +116,12 @@ impl World {
     pub(crate) fn note_lost(&mut self) {
         let lost = self.row.in_sync().map(|id| self.wiped(id)).min().unwrap_or(0);
         self.lost = self.lost.max(lost);
+        let served = self.engines.values().any(|process| process.epoch == self.serving && process.served);
+        if self.lost > self.lost_noted && self.guest_since > self.lost && served {
+            self.lost_noted = self.lost;
+            self.log(|| "caches were lost: unflushed writes may be gone".into());
+            self.oracle.caches_lost(self.lost, self.guest_since, self.moment);
+        }
     }
 
     /// What agents and the operator do: give rights back, restart engines, attach what has no engine.

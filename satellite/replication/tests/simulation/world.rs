@@ -202,6 +202,10 @@ pub(crate) struct World {
     pub(crate) lost: u64,
     /// Up to which moment losing caches was noted with the oracle.
     pub(crate) lost_noted: u64,
+    /// When the guest that is served now was first served.
+    pub(crate) guest_since: u64,
+    /// Blocks that could not be read somewhere, once.
+    pub(crate) ever_bad: BTreeSet<u64>,
     pub(crate) healing: bool,
     /// An engine of this epoch is about to start.
     pub(crate) starting: Option<Epoch>,
@@ -291,8 +295,10 @@ impl World {
             serving: Epoch(0),
             lost: 0,
             lost_noted: 0,
+            guest_since: 0,
             starting: None,
             quiet: false,
+            ever_bad: BTreeSet::new(),
             healing: false,
             finished: false,
             stopped_clean: None,
