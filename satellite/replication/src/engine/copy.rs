@@ -162,22 +162,27 @@ impl<P: Clone> Engine<P> {
     /// has acknowledgements only a member that kept its cache can honour.
     //= docs/replication.md#R8
     fn repair_source(&mut self, now: Time, failed: u16, out: &mut Vec<Command<P>>) -> Option<ReplicaId> {
-        let usable = |engine: &Self, replica: ReplicaId| {
-            engine
-                .peers
-                .get(&replica)
-                .is_some_and(|peer| engine.is_member(replica) && engine.may_repair_from(peer, failed))
-        };
-        if !self.source.is_some_and(|source| usable(self, source)) {
-            self.source = self
-                .members()
-                .filter(|(_, peer)| self.may_repair_from(peer, failed))
-                .max_by_key(|(_, peer)| peer.worth())
-                .map(|(replica, _)| replica);
+        if !self.source.is_some_and(|source| self.is_usable(source, 0)) {
+            self.source = self.best_source(0);
             self.tell_source(now, out);
         }
+        // A block it can't read is another's to tell; the rest stays its own.
         self.source
+            .filter(|source| self.is_usable(*source, failed))
+            .or_else(|| self.best_source(failed))
             .filter(|source| self.peers.get(source).is_some_and(super::Peer::is_open))
+    }
+
+    fn is_usable(&self, replica: ReplicaId, failed: u16) -> bool {
+        let peer = self.peers.get(&replica);
+        peer.is_some_and(|peer| self.is_member(replica) && self.may_repair_from(peer, failed))
+    }
+
+    fn best_source(&self, failed: u16) -> Option<ReplicaId> {
+        self.members()
+            .filter(|(_, peer)| self.may_repair_from(peer, failed))
+            .max_by_key(|(_, peer)| peer.worth())
+            .map(|(replica, _)| replica)
     }
 
     fn may_repair_from(&self, peer: &super::Peer<P>, failed: u16) -> bool {
@@ -412,7 +417,9 @@ impl<P: Clone> Engine<P> {
             .filter(|job| job.reason == Reason::Repair)
             .count();
         while running < COPIES {
-            let Some(first) = self.next_unequal(now) else { break };
+            let Some(first) = self.next_unequal(now) else {
+                break;
+            };
             let range = ByteRange::of_blocks(run_at(&self.unequal, first), self.row.size);
             self.begin_copy(now, range, Reason::Repair, out);
             running += 1;

@@ -263,7 +263,9 @@ impl<P: Clone> Engine<P> {
     /// Answers a write or flush once every required replica has it and the view is stored (R1, R2).
     //= docs/replication.md#R1
     pub(super) fn try_ack(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
-        let Some(state) = self.ios.get_mut(&io) else { return };
+        let Some(state) = self.ios.get_mut(&io) else {
+            return;
+        };
         if state.answered {
             return self.retire_when_done(now, io, out);
         }
@@ -289,7 +291,11 @@ impl<P: Clone> Engine<P> {
     /// catching up too: a later write to the same bytes must not overtake it there.
     //= docs/replication.md#R12
     fn retire_when_done(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
-        if self.ios.get(&io).is_some_and(|state| state.answered && state.awaited & !state.acked == 0) {
+        if self
+            .ios
+            .get(&io)
+            .is_some_and(|state| state.answered && state.awaited & !state.acked == 0)
+        {
             self.retire(now, io, out);
         }
     }

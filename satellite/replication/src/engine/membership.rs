@@ -93,9 +93,11 @@ impl<P: Clone> Engine<P> {
     /// next engine must choose it again.
     //= docs/replication.md#R8
     pub(super) fn tell_source(&mut self, now: Time, out: &mut Vec<Command<P>>) {
-        let chosen = self
-            .source
-            .filter(|source| self.peers.get(source).is_some_and(|peer| peer.is_open() && !peer.is_right()));
+        let chosen = self.source.filter(|source| {
+            self.peers
+                .get(source)
+                .is_some_and(|peer| peer.is_open() && !peer.is_right())
+        });
         if let Some(source) = chosen.filter(|_| !self.unequal.is_clear()) {
             self.tell_view(now, source, out);
         }
@@ -187,7 +189,9 @@ impl<P: Clone> Engine<P> {
             return;
         }
         let stays = |replica: ReplicaId| gone.iter().all(|(gone, _)| *gone != replica);
-        let right = self.members().any(|(replica, peer)| stays(replica) && peer.is_right());
+        let right = self
+            .members()
+            .any(|(replica, peer)| stays(replica) && peer.is_right());
         if self.in_doubt() && !right {
             // Whoever goes now takes acknowledged writes along that nobody else has. It may come back.
             let since = *self.spared_since.get_or_insert(now);

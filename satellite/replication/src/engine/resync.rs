@@ -287,6 +287,9 @@ impl<P: Clone> Engine<P> {
             .members()
             .find(|(_, peer)| peer.is_open() && tried & peer.bit == 0);
         let source = source.map(|(replica, peer)| (replica, peer.bit));
+        if !self.members().any(|(_, peer)| peer.is_open()) {
+            return self.abort_sync(now, target, out);
+        }
         let Some(sync) = self.sync_of(target) else { return };
         if let (Some(since), Some((source, bit))) = (since, source) {
             sync.source = Some(source);
@@ -331,6 +334,9 @@ impl<P: Clone> Engine<P> {
         let Some(sync) = self.sync_of(target) else { return };
         sync.total = sync.need.count() * BLOCK;
         sync.source = sync.source.or(source);
+        if sync.source.is_none() {
+            return self.abort_sync(now, target, out);
+        }
         self.handed(now, target, &Hand::Next, (0, &[], true), out);
     }
 

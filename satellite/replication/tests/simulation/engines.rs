@@ -107,7 +107,11 @@ impl World {
         for conn in process.links.values() {
             self.close_at_engine(*conn);
         }
-        let Some(guest) = self.guests.get_mut(&process.guest).filter(|guest| guest.engine == Some(id)) else {
+        let Some(guest) = self
+            .guests
+            .get_mut(&process.guest)
+            .filter(|guest| guest.engine == Some(id))
+        else {
             return;
         };
         guest.engine = None;
@@ -261,7 +265,7 @@ impl World {
                     ));
                 }
                 // A block that one member could not read and another had lost is nobody's.
-                let lossy = self.nodes.iter().any(|node| node.wiped > 0);
+                let lossy = self.ever_wiped;
                 for (block, content) in range.units(BLOCK).zip(blocks.iter()) {
                     if lossy && self.ever_bad.contains(&block) {
                         continue;
@@ -311,7 +315,10 @@ impl World {
                 self.after(MS, What::EngineEnds(id));
             }
             State::Failed(reason) => {
-                let all_lost = self.row.in_sync().all(|id| self.wiped(id) > 0 || self.node_of(id).is_none_or(|node| self.is_failed(node)));
+                let all_lost = self
+                    .row
+                    .in_sync()
+                    .all(|id| self.wiped(id) > 0 || self.node_of(id).is_none_or(|node| self.is_failed(node)));
                 let some_lost = self.plan.read_errors && self.row.in_sync().any(|id| self.wiped(id) > 0);
                 let caused = all_lost || some_lost || epoch != self.row.view.epoch;
                 if reason == FailReason::CatalogueBehind || !caused {

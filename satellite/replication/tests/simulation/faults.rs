@@ -221,6 +221,7 @@ impl World {
                 disk.broken = true;
                 // Its next flush may lose what was not flushed.
                 self.nodes[node].wiped = self.moment;
+                self.ever_wiped = true;
                 self.after(length, What::DiskRecovers(node));
             }
             Fault::FullDisk => {

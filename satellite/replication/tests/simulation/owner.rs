@@ -116,7 +116,10 @@ impl World {
     pub(crate) fn note_lost(&mut self) {
         let lost = self.row.in_sync().map(|id| self.wiped(id)).min().unwrap_or(0);
         self.lost = self.lost.max(lost);
-        let served = self.engines.values().any(|process| process.epoch == self.serving && process.served);
+        let served = self
+            .engines
+            .values()
+            .any(|process| process.epoch == self.serving && process.served);
         if self.lost > self.lost_noted && self.guest_since > self.lost && served {
             self.lost_noted = self.lost;
             self.log(|| "caches were lost: unflushed writes may be gone".into());
@@ -193,8 +196,12 @@ impl World {
 
     fn plan_start(&mut self, node: usize, guest: Option<u64>) {
         // Whoever waits for an engine and does not get this one never gets another.
-        let left: Vec<u64> =
-            self.guests.iter().filter(|(id, of)| of.engine.is_none() && Some(**id) != guest).map(|(id, _)| *id).collect();
+        let left: Vec<u64> = self
+            .guests
+            .iter()
+            .filter(|(id, of)| of.engine.is_none() && Some(**id) != guest)
+            .map(|(id, _)| *id)
+            .collect();
         for id in left {
             self.guest_dies(id);
         }

@@ -275,6 +275,7 @@ impl World {
         }
         self.log(|| format!("n{node} machine crashes, back in {} ms", back / MS));
         let moment = self.tick();
+        self.ever_wiped = true;
         let place = &mut self.nodes[node];
         place.up = false;
         place.satellite = None;

@@ -206,6 +206,7 @@ pub(crate) struct World {
     pub(crate) guest_since: u64,
     /// Blocks that could not be read somewhere, once.
     pub(crate) ever_bad: BTreeSet<u64>,
+    pub(crate) ever_wiped: bool,
     pub(crate) healing: bool,
     /// An engine of this epoch is about to start.
     pub(crate) starting: Option<Epoch>,
@@ -299,6 +300,7 @@ impl World {
             starting: None,
             quiet: false,
             ever_bad: BTreeSet::new(),
+            ever_wiped: false,
             healing: false,
             finished: false,
             stopped_clean: None,
