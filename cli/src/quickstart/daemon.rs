@@ -6,6 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -32,6 +34,8 @@ pub(crate) struct Daemon {
     script: PathBuf,
     pid_file: PathBuf,
     log: PathBuf,
+    /// Length of the log when it was last started: what comes after is what it says now.
+    said_before: Arc<AtomicU64>,
 }
 
 impl Daemon {
@@ -53,6 +57,7 @@ impl Daemon {
             script: place.script(name),
             pid_file: place.pid_file(name),
             log: place.log(name),
+            said_before: Arc::default(),
         }
     }
 
@@ -108,6 +113,10 @@ impl Daemon {
         for port in &self.ports {
             super::ports::require_free(*port, &self.title)?;
         }
+        self.said_before.store(
+            fs::metadata(&self.log).map_or(0, |log| log.len()),
+            Ordering::Relaxed,
+        );
         let mut command = tokio::process::Command::new(&self.script);
         command
             .args(words)
@@ -129,7 +138,8 @@ impl Daemon {
     /// Why it is not running, with the end of its log.
     pub(crate) fn ended(&self) -> Failure {
         let log = fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&log);
+        let before = usize::try_from(self.said_before.load(Ordering::Relaxed)).unwrap_or(0);
+        let text = String::from_utf8_lossy(log.get(before..).unwrap_or(&log));
         let lines: Vec<&str> = text.lines().rev().take(8).collect();
         let last: Vec<&str> = lines.into_iter().rev().collect();
         Failure::failed(format!("{} ended", self.title))
@@ -234,10 +244,12 @@ mod tests {
             Vec::new(),
         );
         daemon.write_script().unwrap();
+        fs::write(place.log("s1"), "of yesterday\n").unwrap();
         daemon.start(&[]).await.unwrap();
         assert!(daemon.gone(Duration::from_secs(20)).await);
-        fs::write(place.log("s1"), "first\nport 3370 is in use\n").unwrap();
+        fs::write(place.log("s1"), "of yesterday\nfirst\nport 3370 is in use\n").unwrap();
         let failure = daemon.ended();
+        assert!(!failure.why.contains("yesterday"), "{failure:?}");
         assert!(
             failure.why.contains("port 3370 is in use") && failure.help.contains("s1.log"),
             "{failure:?}"
