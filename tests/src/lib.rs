@@ -4,6 +4,7 @@ pub mod block;
 pub mod clients;
 pub mod cluster;
 pub mod history;
+pub mod http;
 pub mod leftovers;
 pub mod maps;
 pub mod medium;

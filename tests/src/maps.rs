@@ -7,16 +7,64 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use crc_fast::{CrcAlgorithm, checksum};
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
 const HEAD: usize = 64;
+const VERSION: usize = 4;
+const CHECKSUM: usize = 60;
 const MAGIC: &[u8; 4] = b"StP1";
 
 /// Offsets of the two copies of the superblock.
 pub const SUPERBLOCK: [u64; 2] = [0, PAGE as u64];
 /// Offsets of the two copies of the dirty map's first page: enough for 31 GiB.
 pub const DIRTY: [u64; 2] = [2 * PAGE as u64, 3 * PAGE as u64];
+
+/// Overwrites one copy of a page so that its checksum is wrong, as a torn or misdirected write does.
+pub fn damage(metadata: &Path, offset: u64) -> anyhow::Result<()> {
+    let (file, mut page) = read_page(metadata, offset)?;
+    page.iter_mut()
+        .skip(HEAD / 2)
+        .step_by(3)
+        .for_each(|byte| *byte ^= 0x5a);
+    // A page that was never written is no page with a wrong checksum.
+    page.iter_mut().zip(MAGIC).for_each(|(to, from)| *to = *from);
+    Ok(file.write_all_at(&page, offset)?)
+}
+
+/// Makes one copy of a page look as if a program of format `version` had written it, checksum and all. `false`
+/// when the page was never written.
+pub fn make_version(metadata: &Path, offset: u64, version: u8) -> anyhow::Result<bool> {
+    let (file, mut page) = read_page(metadata, offset)?;
+    if page.iter().all(|byte| *byte == 0) {
+        return Ok(false);
+    }
+    page.iter_mut()
+        .skip(VERSION)
+        .take(1)
+        .for_each(|byte| *byte = version);
+    page.iter_mut().skip(CHECKSUM).take(4).for_each(|byte| *byte = 0);
+    let sum = u32::try_from(checksum(CrcAlgorithm::Crc32Iscsi, &page))?.to_le_bytes();
+    page.iter_mut()
+        .skip(CHECKSUM)
+        .zip(sum)
+        .for_each(|(to, from)| *to = from);
+    file.write_all_at(&page, offset)?;
+    Ok(true)
+}
+
+fn read_page(metadata: &Path, offset: u64) -> anyhow::Result<(File, [u8; PAGE])> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(metadata)
+        .with_context(|| format!("opening {}", metadata.display()))?;
+    let mut page = [0_u8; PAGE];
+    file.read_exact_at(&mut page, offset)
+        .with_context(|| format!("reading {} at byte {offset}", metadata.display()))?;
+    Ok((file, page))
+}
 
 /// Regions that are noted as written and not yet flushed everywhere.
 pub fn dirty_regions(metadata: &Path) -> anyhow::Result<u32> {

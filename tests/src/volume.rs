@@ -10,7 +10,7 @@ use stor_api::objects::{
     VolumeState,
 };
 
-use crate::block::BLOCK;
+use crate::block::{self, BLOCK};
 use crate::cluster::{CLIENT, Cluster, POOL};
 use crate::history::History;
 use crate::medium::Medium;
@@ -28,6 +28,11 @@ pub struct Volume<'a> {
 }
 
 impl<'a> Volume<'a> {
+    /// A volume that is there.
+    pub fn of(cluster: &'a Cluster, name: &'a str) -> Self {
+        Self { cluster, name }
+    }
+
     /// Makes a volume with a replica on each of `nodes`, and waits until it is there.
     pub fn create(cluster: &'a Cluster, name: &'a str, size: u64, nodes: &[&str]) -> anyhow::Result<Self> {
         let tag = format!("for-{name}");
@@ -262,6 +267,19 @@ impl<'a> Volume<'a> {
             written.with_context(|| format!("the copy of {} on {}", self.name, replica.node))?;
         }
         Ok(())
+    }
+
+    /// Writes the first `slots` blocks, once each, and flushes.
+    pub fn fill(&self, medium: &Medium, slots: usize) -> anyhow::Result<History> {
+        let mut history = History::new(0, slots);
+        let mut open = medium.open()?;
+        for slot in history.slots() {
+            let number = history.send(slot)?;
+            open.write(slot * BLOCK as u64, &block::fill(slot, number))?;
+            history.acknowledged(slot, number)?;
+        }
+        open.flush()?;
+        Ok(history)
     }
 
     /// Reads all that was acknowledged through an attachment.

@@ -60,7 +60,10 @@ pub enum SizeError {
         bytes: u64,
     },
     /// Above [`MAX_VOLUME`].
-    #[error("{} are too much for a volume; the smallest is 1 MiB (1Mi), the largest 64 TiB (64Ti)", format(*.bytes))]
+    // In bytes: rounded, a size just above the largest would read like the largest.
+    #[error(
+        "{bytes} bytes are too many for a volume; the smallest is 1 MiB (1Mi), the largest 64 TiB (64Ti)"
+    )]
     VolumeTooLarge {
         /// What was asked for.
         bytes: u64,

@@ -20,18 +20,36 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY)
             .await
             .map_err(|_| Failure::too_large())?;
-        serde_json::from_slice(&bytes).map(Body).map_err(|error| {
-            if error.is_data() {
-                Failure::invalid(format!("the body is not what is expected here: {error}"))
-            } else {
-                Failure::new(
-                    StatusCode::BAD_REQUEST,
-                    "bad-json",
-                    format!("the body is not JSON: {error}"),
-                )
-            }
-        })
+        read(&bytes).map(Body)
     }
+}
+
+/// An object out of JSON; what is wrong in it is named by its field.
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    // serde takes an array for an object whose fields have no names.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(Failure::invalid(
+            "the body is an array; a JSON object is expected",
+        ));
+    }
+    let bad = |field: String, error: serde_json::Error| {
+        if !error.is_data() {
+            let title = format!("the body is not JSON: {error}");
+            return Failure::new(StatusCode::BAD_REQUEST, "bad-json", title);
+        }
+        // A field that is missing is nowhere, and is named by the error itself.
+        let place = if field == "." {
+            String::new()
+        } else {
+            format!("{field}: ")
+        };
+        Failure::invalid(format!("the body is not what is expected here: {place}{error}"))
+    };
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let object = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| bad(error.path().to_string(), error.into_inner()))?;
+    json.end().map_err(|error| bad(String::from("."), error))?;
+    Ok(object)
 }
 
 /// The query.

@@ -1,0 +1,186 @@
+//! Daemons and quickstarts that can't start where they are told to, and must not change anything there.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, ensure};
+use stor_api::objects::{NodeState, PoolState};
+use stor_tests::cluster::{self, CLIENT, CONTROLLERS, Cluster, STORAGE};
+use stor_tests::volume::{self, Volume};
+use stor_tests::{process, wait};
+
+/// Starts a killed daemon that has to end by itself, and returns what it said.
+fn ends_by_itself(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
+    let before = cluster.log(name).len();
+    cluster.start_script(name)?;
+    wait::until(wait::LONG, &format!("{name} has ended by itself"), || {
+        Ok(cluster.log(name).len() > before && cluster.pid(name).is_none())
+    })?;
+    let log = cluster.log(name);
+    let said = log.get(before..).unwrap_or_default().to_owned();
+    println!("{name}: {}", said.trim_end());
+    Ok(said)
+}
+
+#[test]
+fn a_daemon_whose_port_is_taken_says_so_and_starts_when_it_is_free() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        for name in ["s1", "c3"] {
+            let port = cluster.port(name)?;
+            cluster.kill(&[name])?;
+            let taken = wait::that(wait::LONG, &format!("port {port} is ours"), || {
+                Ok(TcpListener::bind(("127.0.0.1", port)).map_err(|error| error.to_string()))
+            })?;
+            let said = ends_by_itself(cluster, name)?;
+            ensure!(
+                said.contains(&port.to_string()),
+                "it does not name port {port}: {said}"
+            );
+            ensure!(said.contains("in use"), "it does not say why: {said}");
+            drop(taken);
+            cluster.start_again(&[name])?;
+            cluster.wait_healthy()?;
+        }
+        Ok(())
+    })
+}
+
+/// Sets a number in a JSON file; returns the content before.
+fn set_version(path: &Path, key: &str, version: u32) -> anyhow::Result<String> {
+    let before = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut value: serde_json::Value = serde_json::from_str(&before)?;
+    let place = value
+        .get_mut(key)
+        .with_context(|| format!("{} has no {key}", path.display()))?;
+    *place = version.into();
+    fs::write(path, value.to_string())?;
+    Ok(before)
+}
+
+#[test]
+fn data_of_a_newer_version_is_refused_and_left_alone() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        let volume = Volume::create(cluster, "db1", volume::SIZE, &["s1", "s2"])?;
+        let medium = volume.attach_socket()?;
+        let history = volume.fill(&medium, 512)?;
+        volume.detach(CLIENT)?;
+        for (name, file, key) in [
+            ("s1", "satellite.json", "version"),
+            ("c2", "controller.json", "format"),
+        ] {
+            let path = cluster.dir().join(name).join(file);
+            cluster.kill(&[name])?;
+            let before = set_version(&path, key, 99)?;
+            let newer = fs::read_to_string(&path)?;
+            let said = ends_by_itself(cluster, name)?;
+            ensure!(
+                said.contains("99") && said.contains(file.trim_end_matches(".json")),
+                "{said}"
+            );
+            ensure!(
+                fs::read_to_string(&path)? == newer,
+                "{} was changed",
+                path.display()
+            );
+            fs::write(&path, before)?;
+            cluster.start_again(&[name])?;
+            cluster.wait_healthy()?;
+        }
+        newer_pool(cluster)?;
+        volume.wait_in_sync()?;
+        let medium = volume.attach_socket()?;
+        volume.closes_well(CLIENT, &medium, history)
+    })
+}
+
+/// A pool of a newer version is out of use; its satellite goes on with what it has else.
+fn newer_pool(cluster: &Cluster) -> anyhow::Result<()> {
+    let marker = cluster.dir().join("s1/pool/stor-pool.json");
+    cluster.kill(&["s1"])?;
+    let before = set_version(&marker, "version", 99)?;
+    cluster.start_again(&["s1"])?;
+    cluster.wait_node("s1", NodeState::Online)?;
+    let pool = wait::that(wait::LONG, "the pool's fault is told", || {
+        let pool = cluster.run(cluster.client().pool("sp01", "s1"))?;
+        Ok(if pool.state == PoolState::Failed {
+            Ok(pool)
+        } else {
+            Err(format!("{pool:?}"))
+        })
+    })?;
+    println!("the pool: {}", pool.error);
+    ensure!(
+        pool.error.contains("99") && pool.error.contains("stor-pool.json"),
+        "{}",
+        pool.error
+    );
+    cluster.kill(&["s1"])?;
+    fs::write(&marker, before)?;
+    cluster.start_again(&["s1"])?;
+    cluster.wait_healthy()
+}
+
+/// Runs a quickstart that has to refuse, and returns its exit status and what it said.
+fn quickstart(cluster: &Cluster) -> anyhow::Result<(i32, String)> {
+    let output = Command::new(cluster.program("storctl"))
+        .args(["quickstart", "--dir"])
+        .arg(cluster.dir())
+        .stdin(Stdio::null())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    println!("storctl quickstart\n{}", said.trim_end());
+    ensure!(
+        output.stdout.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    Ok((output.status.code().unwrap_or(-1), said))
+}
+
+#[test]
+fn a_quickstart_that_can_t_be_is_refused_and_disturbs_nothing() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        let history = {
+            let volume = Volume::create(cluster, "db1", volume::SIZE, &["s1", "s2"])?;
+            let medium = volume.attach_socket()?;
+            volume.fill(&medium, 512)?
+        };
+        let daemons = || CONTROLLERS.iter().chain(&STORAGE).chain([&CLIENT]);
+        let before: Vec<_> = daemons().map(|name| cluster.pid(name)).collect();
+        let (exit, said) = quickstart(cluster)?;
+        ensure!(
+            exit == 4 && said.contains("already runs"),
+            "exit status {exit}: {said}"
+        );
+        let after: Vec<_> = daemons().map(|name| cluster.pid(name)).collect();
+        ensure!(before == after, "{before:?} became {after:?}");
+
+        cluster.end()?;
+        let record = cluster.dir().join("quickstart.json");
+        let content = set_version(&record, "version", 99)?;
+        let newer = fs::read_to_string(&record)?;
+        let (exit, said) = quickstart(cluster)?;
+        ensure!(exit == 4 && said.contains("newer"), "exit status {exit}: {said}");
+        ensure!(fs::read_to_string(&record)? == newer, "the record was changed");
+        fs::write(&record, content)?;
+
+        let port = cluster.port("s2")?;
+        let taken = TcpListener::bind(("127.0.0.1", port))?;
+        let (exit, said) = quickstart(cluster)?;
+        ensure!(
+            exit == 4 && said.contains(&port.to_string()),
+            "exit status {exit}: {said}"
+        );
+        let left = process::all_of(&cluster.dir());
+        ensure!(left.is_empty(), "it left processes {left:?}");
+        drop(taken);
+
+        // The same cluster, with its volume attached where it was.
+        cluster.begin()?;
+        let volume = Volume::of(cluster, "db1");
+        let medium = volume.medium(&volume.wait_attached(CLIENT)?)?;
+        volume.closes_well(CLIENT, &medium, history)
+    })
+}
