@@ -8,6 +8,7 @@ use sqlx::{Sqlite, SqliteConnection, Transaction};
 use stor_raft::{Node, ProposeError};
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::{Action, Catalogue, Command, Reply, load};
 use crate::observed::{Observations, Observed};
@@ -34,6 +35,8 @@ pub struct Cluster {
     pub sessions: Sessions,
     /// Term and beginning of the present leadership.
     leading: Mutex<Option<(u64, Instant)>>,
+    /// Cancelled when this controller is told to stop.
+    pub stopping: CancellationToken,
 }
 
 /// Why the cluster could not answer.
@@ -50,7 +53,17 @@ pub enum Trouble {
     TooLarge(usize),
     /// This controller's database failed.
     #[error("the catalogue could not be read")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for Trouble {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            // This controller is stopping, or has more to do than it can: another one may answer.
+            sqlx::Error::PoolClosed | sqlx::Error::PoolTimedOut => Self::NotLeader,
+            error => Self::Database(error),
+        }
+    }
 }
 
 /// A consistent look at everything: rows from one moment, and the observations.
@@ -88,6 +101,7 @@ impl Cluster {
             observed: Observed::default(),
             sessions: Sessions::default(),
             leading: Mutex::default(),
+            stopping: CancellationToken::new(),
         }
     }
 

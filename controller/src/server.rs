@@ -149,7 +149,7 @@ pub async fn start(dir: &Path, settings: &Settings, timing: Timing) -> Result<Ru
     };
     let cluster = Arc::new(Cluster::new(node.clone()));
     let front = Arc::new(Front::new(Arc::clone(&cluster)));
-    let stop = CancellationToken::new();
+    let stop = cluster.stopping.clone();
     let handler: Arc<dyn PeerHandler> = Arc::clone(&front) as Arc<dyn PeerHandler>;
     let satellites = Routes::new(session::Service::new(Arc::clone(&cluster)));
     let peer_server = tokio::spawn(async move {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use sqlx::{AssertSqlSafe, Connection, Executor, Row, SqlSafeStr, SqliteConnection};
 use stor_replication::catalogue::{Change, EjectReason, MemberState, Refusal};
-use stor_replication::ids::{Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use uuid::Uuid;
 
 use super::command::*;
@@ -92,7 +92,7 @@ async fn dump(conn: &mut SqliteConnection) -> String {
             .fetch_all(&mut *conn)
             .await
             .unwrap();
-        text.push_str(&format!("{table}\n{}\n", rows.join("\n")));
+        text.extend([table, rows.join("\n")].map(|part| part + "\n"));
     }
     text
 }
@@ -527,7 +527,7 @@ async fn members_leave_and_join_under_the_view_only() {
     row(c.run(Action::Attach(attach(1, "k1", 0))).await);
     let view = |config| View {
         epoch: Epoch(1),
-        config: stor_replication::ids::ConfigSeq(config),
+        config: ConfigSeq(config),
     };
     let members = vec![(ReplicaId(1), EjectReason::Unreachable)];
     let remove = |expect| Change::Remove {
@@ -742,7 +742,7 @@ async fn replaying_the_log_gives_the_same_database() {
     let remove = Change::Remove {
         expect: View {
             epoch: Epoch(1),
-            config: Default::default(),
+            config: ConfigSeq::default(),
         },
         members: vec![(ReplicaId(0), EjectReason::CacheLost)],
     };

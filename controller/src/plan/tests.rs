@@ -67,17 +67,17 @@ fn every_rule_names_itself() {
         ("the node has no pool", |n, _| n.pools.clear()),
         ("the node has no pool fast", |_, w| w.pool = Some("fast".into())),
         ("the pool does not carry the tag nvme", |_, w| {
-            w.tags = vec!["nvme".into()]
+            w.tags = vec!["nvme".into()];
         }),
         ("the node has no property zone", |_, w| {
-            w.spread = Some("zone".into())
+            w.spread = Some("zone".into());
         }),
         ("the node has no property rack", |_, w| {
-            w.together = Some("rack".into())
+            w.together = Some("rack".into());
         }),
         ("the node is not connected", |n, _| n.online = false),
         ("the node has not reported the pool yet", |n, _| {
-            n.pools[0].report = Report::None
+            n.pools[0].report = Report::None;
         }),
         ("the pool can't be used: no such directory", |n, _| {
             n.pools[0].report = Report::Failed("no such directory".into());

@@ -21,7 +21,7 @@ const DELAY: Duration = Duration::from_secs(2);
 /// Pause after a healing that left something unhealed; doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 /// An engine that has served this long and copies nothing has nothing to copy.
 const QUIET: Duration = Duration::from_secs(3);
 /// Engines that heal at the same time on one node.

@@ -91,10 +91,9 @@ async fn propose(cluster: &Cluster, actions: Vec<Action>) {
     let proposals = actions.into_iter().map(|action| async move {
         let told = format!("{action:?}");
         match cluster.propose(action).await {
-            Ok(Ok(_)) => {}
             // The row moved on since it was read; the next pass sees it as it is.
             Ok(Err(refused)) => tracing::debug!(action = told, %refused, "work is out of date"),
-            Err(Trouble::NotLeader) => {}
+            Ok(Ok(_)) | Err(Trouble::NotLeader) => {}
             Err(trouble) => tracing::warn!(action = told, error = %trouble, "work has no outcome yet"),
         }
     });

@@ -180,7 +180,7 @@ fn healing_starts_after_a_while_and_pauses_longer_after_each_failure() {
 fn healing_needs_every_in_sync_replica_and_somebody_to_heal() {
     let later = |volume: Volume, seen: &dyn Fn(Instant) -> Observations| {
         let (mut healing, start) = (Healing::default(), Instant::now());
-        healing.decide(&[volume.clone()], &[], &seen(start), true, start);
+        healing.decide(std::slice::from_ref(&volume), &[], &seen(start), true, start);
         let now = start + SECOND * 10;
         healing.decide(&[volume], &[], &seen(now), true, now)
     };
@@ -220,7 +220,13 @@ fn healing_ends_when_nothing_was_copied_for_a_while() {
     healed.row.replicas.get_mut(&ReplicaId(1)).unwrap().state = MemberState::InSync;
     let mut at = |volume: &Volume, seconds: u32, engine: EngineStatus| {
         let now = start + SECOND * seconds;
-        healing.decide(&[], &[volume.clone()], &seen(now, vec![engine]), true, now)
+        healing.decide(
+            &[],
+            std::slice::from_ref(volume),
+            &seen(now, vec![engine]),
+            true,
+            now,
+        )
     };
     let copied = |repaired_bytes| EngineStatus {
         counters: Some(EngineCounters {

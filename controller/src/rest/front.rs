@@ -67,7 +67,11 @@ impl Front {
             ambiguous |= outcome == Some(Outcome::Unknown);
             let again = match outcome {
                 None => false,
-                Some(_) => repeatable(&request, ambiguous) && Instant::now() + PAUSE < deadline,
+                Some(_) => {
+                    repeatable(&request, ambiguous)
+                        && !self.cluster.stopping.is_cancelled()
+                        && Instant::now() + PAUSE < deadline
+                }
             };
             if !again {
                 // The object an earlier attempt may have removed is gone: that is what was asked for.

@@ -132,7 +132,10 @@ impl From<Trouble> for Failure {
             Trouble::NotLeader => Self::no_leader(),
             Trouble::Undecided(why) => Self::undecided(why),
             Trouble::TooLarge(_) => Self::too_large(),
-            Trouble::Database(source) => source.into(),
+            Trouble::Database(source) => {
+                tracing::error!(error = %source, "reading the catalogue for a request failed");
+                Self::internal()
+            }
         }
     }
 }
@@ -149,8 +152,7 @@ impl Failure {
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
-        tracing::error!(%error, "reading the catalogue for a request failed");
-        Self::internal()
+        Trouble::from(error).into()
     }
 }
 

@@ -52,7 +52,7 @@ impl From<Trouble> for Failed {
 
 impl From<sqlx::Error> for Failed {
     fn from(error: sqlx::Error) -> Self {
-        Self::Trouble(Trouble::Database(error))
+        Self::Trouble(error.into())
     }
 }
 

@@ -84,7 +84,7 @@ fn a_storage_node_is_told_of_its_replicas_only() {
         "s1",
         9,
         vec![("sp01".into(), "file".into(), "/p".into())],
-        &[volume.clone()],
+        std::slice::from_ref(&volume),
         &addresses(),
     );
     assert_eq!(
@@ -97,7 +97,7 @@ fn a_storage_node_is_told_of_its_replicas_only() {
         (9, 1, 1, 0)
     );
     assert!(!told.replicas[0].create && !told.replicas[0].delete && !told.replicas[0].in_sync);
-    let told = desired("s2", 9, Vec::new(), &[volume.clone()], &addresses());
+    let told = desired("s2", 9, Vec::new(), std::slice::from_ref(&volume), &addresses());
     assert!(told.replicas[0].create, "its files are to be made");
     assert!(
         !told.replicas[0].in_sync,

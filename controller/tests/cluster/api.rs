@@ -200,7 +200,7 @@ async fn next<T: serde::de::DeserializeOwned>(
                 .lines()
                 .find_map(|line| line.strip_prefix("data: "))
                 .map(str::to_owned);
-            *buffer = rest.to_owned();
+            *buffer = String::from(rest);
             if let Some(data) = data {
                 return serde_json::from_str(&data).unwrap();
             }
@@ -236,16 +236,12 @@ async fn changes_are_streamed_by_any_controller() {
     loop {
         // The stream ends with the problem that there is no such volume.
         let value: serde_json::Value = next(&mut volumes, &mut text).await;
-        match serde_json::from_value::<Volume>(value.clone()) {
-            Ok(volume) => last = volume,
-            Err(_) => {
-                assert_eq!(
-                    serde_json::from_value::<Problem>(value).unwrap().code(),
-                    "not-found"
-                );
-                break;
-            }
-        }
+        let Ok(volume) = serde_json::from_value::<Volume>(value.clone()) else {
+            let problem: Problem = serde_json::from_value(value).unwrap();
+            assert_eq!(problem.code(), "not-found");
+            break;
+        };
+        last = volume;
     }
     assert!(last.revision > 0);
 

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::satellite::Satellite;
 
 /// How long anything may take on a busy machine before a test gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) struct Controller {
     pub(crate) running: Running,
