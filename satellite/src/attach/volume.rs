@@ -48,6 +48,10 @@ struct Running {
     stopping: Option<Instant>,
     ended: bool,
     link: Option<Link>,
+    /// The present link is connected: what the engine said last may still be in it.
+    up: bool,
+    /// The process has ended, so.
+    exited: Option<String>,
     /// It said hello on the present link.
     greeted: bool,
     configured: Option<control::Config>,
@@ -274,11 +278,12 @@ impl VolumeTask {
             Event::Wanted => self.take_wanted(),
             Event::Mode | Event::Time | Event::AgentEnds => {}
             Event::Link(event) => self.link_event(event),
-            Event::Ended { process, how } => self.engine_ended(process, &how),
+            Event::Ended { process, how } => self.engine_exited(process, how),
             Event::Answered(purpose, reply) => self.answered(purpose, reply),
             Event::Device(done) => self.device_done(done),
             Event::Dial => self.dial(),
         }
+        self.settle_end();
     }
 
     fn take_wanted(&mut self) {

@@ -69,6 +69,8 @@ impl VolumeTask {
             stopping: None,
             ended: false,
             link: None,
+            up: false,
+            exited: None,
             greeted: false,
             configured: None,
             report: None,
@@ -84,6 +86,7 @@ impl VolumeTask {
         };
         self.links += 1;
         let socket = self.context.paths.control_socket(self.volume);
+        running.up = false;
         running.greeted = false;
         running.configured = None;
         running.link = Some(Link::start(self.links, socket, self.link_events.0.clone()));
@@ -95,6 +98,7 @@ impl VolumeTask {
         }
         if let Some(running) = &mut self.running {
             running.link = None;
+            running.up = false;
             running.greeted = false;
             running.configured = None;
             self.dial_at = Some(Instant::now() + again);
@@ -113,7 +117,7 @@ impl VolumeTask {
                 tracing::warn!(volume = %self.volume, pid, "a stranger listens on the engine's control socket");
                 self.lose_link(STRANGER);
             }
-            News::Up { .. } => {}
+            News::Up { .. } => running.up = true,
             News::Message(message, descriptor) => self.heard(*message, descriptor),
             News::Lost(error) => {
                 tracing::debug!(volume = %self.volume, %error, "link to the engine lost");
@@ -229,10 +233,24 @@ impl VolumeTask {
         }
     }
 
-    pub(super) fn engine_ended(&mut self, process: ProcessId, how: &str) {
-        let Some(running) = self.running.take_if(|running| running.process == process) else {
-            return;
-        };
+    pub(super) fn engine_exited(&mut self, process: ProcessId, how: String) {
+        if let Some(running) = self.running.as_mut().filter(|running| running.process == process) {
+            running.exited = Some(how);
+        }
+    }
+
+    /// Draws the conclusions from the end of the process, once all that it said before is heard: whether it
+    /// ended clean is the last thing an engine says.
+    pub(super) fn settle_end(&mut self) {
+        let ended = |running: &mut Running| running.exited.is_some() && !running.up;
+        if let Some(mut running) = self.running.take_if(ended)
+            && let Some(how) = running.exited.take()
+        {
+            self.engine_ended(running, &how);
+        }
+    }
+
+    fn engine_ended(&mut self, running: Running, how: &str) {
         let epoch = running.epoch;
         let asked = running.stopping.is_some();
         if running.since.elapsed() >= ENGINE_IS_WELL {
