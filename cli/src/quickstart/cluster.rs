@@ -226,7 +226,8 @@ impl Cluster {
                 .node(&satellite.name)
                 .await
             {
-                Ok(node) => Ok(node.state == NodeState::Online),
+                // A new leader takes the nodes for online at first; it has heard those with a time.
+                Ok(node) => Ok(node.state == NodeState::Online && node.last_seen.is_some()),
                 // The user has taken it away; its satellite is none of the cluster's any more.
                 Err(Error::NotFound { .. }) => Ok(true),
                 Err(error) => Err(error.into()),
@@ -321,6 +322,7 @@ fn names(daemons: &[Daemon]) -> String {
 /// Signals all and waits for all, at most `limit` together; kills who stays.
 async fn end(daemons: &[&Daemon], signal: Signal, limit: Duration) {
     for daemon in daemons {
+        daemon.listens(signal).await;
         daemon.signal(signal);
     }
     let deadline = Instant::now() + limit;

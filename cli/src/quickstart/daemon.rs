@@ -19,6 +19,9 @@ use crate::failure::Failure;
 /// A script only forks; one that takes longer is stuck.
 const SCRIPT_DEADLINE: Duration = Duration::from_secs(15);
 
+/// A daemon handles signals tens of milliseconds after its start, on a busy machine somewhat later.
+const BEGUN: Duration = Duration::from_secs(3);
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct Daemon {
@@ -156,6 +159,16 @@ impl Daemon {
         if let Some(pid) = self.pid() {
             process::signal(pid, signal, &self.dir);
         }
+    }
+
+    /// Waits until it would take notice of a signal, or is gone; not long, for it is told all the same.
+    pub(crate) async fn listens(&self, signal: Signal) {
+        let waited = tokio::time::timeout(BEGUN, async {
+            while self.pid().is_some_and(|pid| !process::handles(pid, signal)) {
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        _ = waited.await;
     }
 
     /// Waits until it is gone, at most `limit`. `false` when it is still there.

@@ -54,9 +54,27 @@ pub(crate) fn signal(pid: i32, signal: Signal, dir: &Path) -> bool {
     }
 }
 
+/// Whether process `pid` has a handler for `signal`. One that has just begun has none yet, and what a shell
+/// put into the background even ignores SIGINT until then.
+pub(crate) fn handles(pid: i32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    caught.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_without_a_handler_is_told_from_one_with() {
+        // The runtime of Rust handles SIGSEGV, to tell of stack overflows, and nothing at all is done with SIGURG.
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert!(handles(me, Signal::SEGV));
+        assert!(!handles(me, Signal::URG));
+        assert!(!handles(i32::MAX, Signal::SEGV));
+    }
 
     #[test]
     fn strangers_are_not_ours() {
