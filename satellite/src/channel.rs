@@ -104,21 +104,14 @@ impl Channel {
         pool: &BufPool,
         messages: &mut Vec<(Header, Body<Data>)>,
     ) -> Result<(), ChannelError> {
-        let count = match completion.result? {
-            Outcome::Count(0) => return Err(ChannelError::Ended),
-            Outcome::Count(count) => count,
-            Outcome::Accepted(_) | Outcome::Connected(_) | Outcome::Done => return Err(ChannelError::Ended),
-        };
-        let Some(buf) = completion.buf else {
+        let (Outcome::Count(count @ 1..), Some(buf)) = (completion.result?, completion.buf) else {
             return Err(ChannelError::Ended);
         };
-        match self.partial.take() {
-            Some(partial) => self.fill(partial, buf, count, reactor, pool, messages),
-            None => {
-                self.have += count;
-                self.parse(buf, reactor, pool, messages)
-            }
+        if let Some(partial) = self.partial.take() {
+            return self.fill(partial, buf, count, reactor, pool, messages);
         }
+        self.have += count;
+        self.parse(buf, reactor, pool, messages)
     }
 
     /// More of a payload came into its own buffer.

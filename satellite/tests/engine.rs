@@ -286,6 +286,7 @@ fn fio_verifies_at_depth() {
             "--bsrange=4k-64k",
             "--io_size=32m",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--end_fsync=1",
             "--bs_unaligned=0",
         ]);

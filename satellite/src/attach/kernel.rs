@@ -197,6 +197,8 @@ impl Devices for KernelDevices {
             }
             _ => {}
         }
+        let control = self.paths.control_socket(volume);
+        crate::engine::forget_session(&control).map_err(|error| failed("clear", &control, error))?;
         fusemount::mount(&at, MountOptions::default()).map_err(|error| DeviceError::Failed(error.to_string()))
     }
 

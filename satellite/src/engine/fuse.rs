@@ -58,6 +58,15 @@ pub(super) fn earlier_session(control: &Path) -> Option<Session> {
     }
 }
 
+/// A mount is about to be made anew: nothing agreed before holds for it, and no client of an earlier one
+/// lives. Failing to say so would make a later engine wait for requests that never were.
+pub fn forget_session(control: &Path) -> io::Result<()> {
+    match fs::remove_file(control.with_file_name(SESSION_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 impl Fuse {
     /// Takes the connection over.
     pub(super) fn new(

@@ -20,6 +20,7 @@ use stor_replication::ids::VolumeId;
 use thiserror::Error;
 
 use agent::AgentError;
+pub use fuse::forget_session;
 use shell::Shell;
 
 /// An engine that nobody configures in this time ends: its agent died right after starting it.

@@ -71,7 +71,7 @@ impl Requests {
     /// Takes a request in, under one number, or several when it is longer than the engine takes at once.
     pub(super) fn add(&mut self, asker: Asker, request: Request<Data>) -> Vec<(IoId, Request<Data>)> {
         let parts = cut(request);
-        let bytes = parts.iter().map(|part| size(part)).sum();
+        let bytes = parts.iter().map(size).sum();
         let number = self.next_asked;
         self.next_asked += 1;
         let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);

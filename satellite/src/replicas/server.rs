@@ -34,6 +34,8 @@ const NAP: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(5);
 
 type Key = (VolumeId, ReplicaId);
+/// How the making of a replica went.
+type Made = (Key, Result<(), OpenError>);
 
 const ACCEPT: u64 = 1 << 56;
 const RECV: u64 = 2 << 56;
@@ -86,10 +88,7 @@ struct Loop<'a> {
     pending: Pending,
     /// Deadlines of state machines; entries may be outdated, a tick too many does no harm.
     due: BTreeSet<(Time, Key)>,
-    made: (
-        SyncSender<(Key, Result<(), OpenError>)>,
-        Receiver<(Key, Result<(), OpenError>)>,
-    ),
+    made: (SyncSender<Made>, Receiver<Made>),
     making: usize,
     /// Connections with something to send.
     stirred: Vec<ConnId>,
