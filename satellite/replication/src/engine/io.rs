@@ -177,6 +177,7 @@ impl<P: Clone> Engine<P> {
                 .is_some_and(|peer| peer.sync.as_ref().is_some_and(Sync::mirrors))
     }
 
+    //= docs/replication.md#R13
     /// Sends a read to the best member: the one on this node, else the one with the least to do.
     pub(super) fn issue_read(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
         let Some(state) = self.ios.get(&io) else { return };

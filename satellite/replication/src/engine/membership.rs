@@ -301,6 +301,8 @@ impl<P: Clone> Engine<P> {
         self.update_required();
         self.drop_unequal_when_alone();
         self.requeue_unrepaired(now, out);
+        // Who waited for a member that left asks another, or learns that there is none.
+        self.issue_waiting_reads(now, out);
         self.try_ack_all(now, out);
         self.release_held(now, out);
     }
@@ -324,7 +326,7 @@ impl<P: Clone> Engine<P> {
             .members()
             .filter(|(_, peer)| {
                 peer.fault.is_some()
-                    || peer.full
+                    || peer.waits_for_room()
                     || peer
                         .down_since()
                         .is_some_and(|since| now.since(since) >= UNREACHABLE_AFTER)
@@ -335,7 +337,7 @@ impl<P: Clone> Engine<P> {
                     .replicas
                     .get(&replica)
                     .map_or("?", |member| member.node.as_str());
-                let full = peer.full.then_some(EjectReason::NoSpace);
+                let full = peer.waits_for_room().then_some(EjectReason::NoSpace);
                 let why = peer.fault.or(full).unwrap_or(EjectReason::Unreachable);
                 format!("replica {replica} on node {node} ({why})")
             })

@@ -163,6 +163,15 @@ impl<P> Peer<P> {
             .map_or(0, |info| u8::from(info.cache_kept) * (2 - u8::from(info.doubt)))
     }
 
+    /// It had no room for writes that are still to be done.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.full
+            && self
+                .sent
+                .values()
+                .any(|sent| matches!(sent.kind, Kind::Write | Kind::Zero))
+    }
+
     /// Needs looking after more often than once a second.
     pub(super) fn is_moving(&self) -> bool {
         !self.is_open() || self.sync.is_some() || self.fault.is_some()
@@ -520,6 +529,13 @@ impl<P: Clone> Engine<P> {
             }
             Status::Invalid | Status::NoMap | Status::WrongLineage => EjectReason::Disagrees,
         };
+        if let Some(peer) = self.peers.get_mut(&replica)
+            && reason == EjectReason::DiskFailed
+        {
+            //= docs/replication.md#R15
+            // What its disk had not made durable may be gone, even should it open well again.
+            peer.cache = Some(CacheId::default());
+        }
         self.give_up_on(now, replica, reason, out);
         if let Some(peer) = self.peers.get_mut(&replica)
             && reason == EjectReason::NoSpace

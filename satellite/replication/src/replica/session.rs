@@ -34,6 +34,7 @@ impl<P: Clone> Replica<P> {
             self.maps.touch_superblock();
         }
         if header.flags & flags::MEMBER == 0 {
+            //= docs/replication.md#R13
             // What this copy knows of others ends here: it misses their later writes.
             if !self.superblock.in_sync.is_empty() {
                 self.superblock.in_sync.clear();

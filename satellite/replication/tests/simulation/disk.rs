@@ -74,10 +74,6 @@ impl Disk {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.blocks.len()
-    }
-
     /// What a block reads as.
     pub(crate) fn block(&self, block: usize) -> u64 {
         self.blocks[block].last().unwrap().0

@@ -1,0 +1,86 @@
+//= docs/replication.md#R11
+//! A returning replica gets what the others know it missed and what it wrote itself; unknown is never clean.
+
+use stor_replication::disk::PageId;
+use stor_replication::ids::ConfigSeq;
+use stor_replication::wire::{DIRTY_MAP, Kind, Status};
+
+use crate::bench::{A, B, Bench, Rig, block, cache, row, view};
+
+#[test]
+fn its_own_dirty_regions_are_copied_to_it() {
+    let mut rig = Rig::new(row(&[A], &[B], 1), true, None);
+    rig.dirty.insert(B, 4);
+    rig.run_if(1500, |sent| sent.header.kind != Kind::Write);
+    let region = (2 << 20)..(3 << 20);
+    let writes: Vec<_> = rig
+        .sent
+        .iter()
+        .filter(|sent| sent.header.kind == Kind::Write)
+        .collect();
+    assert!(!writes.is_empty(), "its own writes stay on it as phantoms");
+    assert!(
+        writes
+            .iter()
+            .all(|sent| sent.replica == B && region.contains(&sent.header.offset))
+    );
+}
+
+#[test]
+fn a_map_that_begins_elsewhere_is_no_map() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    bench.store_view(1, view(1, 1), &[(B, ConfigSeq(1))]);
+    assert!(bench.map(1, view(1, 1), Some((B, ConfigSeq(1)))).is_ok());
+    assert_eq!(
+        bench.map(1, view(1, 1), Some((B, ConfigSeq(2)))),
+        Err(Status::NoMap)
+    );
+    assert_eq!(
+        bench.map(1, view(1, 1), Some((crate::bench::C, ConfigSeq(1)))),
+        Err(Status::NoMap)
+    );
+}
+
+#[test]
+fn without_a_map_everything_is_copied() {
+    let mut rig = Rig::new(row(&[A], &[B], 1), true, None);
+    rig.run_if(3000, |sent| {
+        sent.header.kind != Kind::GetMap || sent.header.length == DIRTY_MAP
+    });
+    let ask = rig
+        .sent
+        .iter()
+        .find(|sent| sent.header.kind == Kind::GetMap)
+        .unwrap()
+        .clone();
+    rig.sent.retain(|sent| sent.header.op != ask.header.op);
+    rig.answer_with(&ask, Status::NoMap, stor_replication::body::Body::None);
+    rig.run(3000);
+    assert_eq!(rig.engine.counters().resynced_bytes, crate::bench::SIZE);
+}
+
+#[test]
+fn a_superblock_older_than_its_joining_means_everything() {
+    let mut row = row(&[A], &[B], 1);
+    row.view.config = ConfigSeq(9);
+    row.replicas.get_mut(&B).unwrap().joined = Some(ConfigSeq(7));
+    let mut rig = Rig::serving(row);
+    rig.run(3000);
+    assert_eq!(rig.engine.counters().resynced_bytes, crate::bench::SIZE);
+}
+
+#[test]
+fn a_damaged_page_counts_as_all_dirty() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let (_, _) = bench.write(1, view(1, 0), block(0), 7);
+    bench.stored();
+    for second in [false, true] {
+        if let Some(page) = bench.meta.get_mut(&PageId::Dirty(0).offset(second)) {
+            page[100] ^= 1;
+        }
+    }
+    let bench = bench.restart(cache(1));
+    assert_eq!(bench.replica.dirty_regions(), crate::bench::SIZE >> 20);
+}

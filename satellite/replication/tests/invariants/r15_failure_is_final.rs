@@ -1,0 +1,58 @@
+//= docs/replication.md#R15
+//! A failed write or flush ends the replica: it is not tried again.
+
+use stor_replication::body::Body;
+use stor_replication::replica::{DiskAction, DiskError, Event};
+use stor_replication::wire::{Kind, Status, flags};
+
+use crate::bench::{Bench, block, cache, disk, status, view};
+
+#[test]
+fn a_failed_flush_is_not_tried_again() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let flush = bench.header(Kind::Flush, view(1, 0));
+    let out = bench.ask(1, flush, Body::None);
+    let [(op, DiskAction::Flush)] = disk(&out)[..] else {
+        panic!("{out:?}")
+    };
+    let mut out = bench.disk_done(op, Err(DiskError::Failed));
+    assert_eq!(status(&out, flush.op), Some(Status::DiskFailed));
+    out.extend(bench.stored());
+    assert!(bench.replica.superblock().failed);
+    let again = bench.header(Kind::Flush, view(1, 0));
+    let out = bench.ask(1, again, Body::None);
+    assert_eq!(disk(&out), []);
+    assert_eq!(status(&out, again.op), Some(Status::DiskFailed));
+    // Nor after a restart.
+    let mut bench = bench.restart(cache(1));
+    let mut open = bench.header(Kind::Open, view(2, 0));
+    open.flags = flags::MEMBER;
+    let out = bench.ask(2, open, Body::None);
+    assert_eq!(status(&out, open.op), Some(Status::DiskFailed));
+}
+
+#[test]
+fn no_room_is_not_a_failure() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let (op, _) = bench.write(1, view(1, 0), block(0), 7);
+    let out = bench.stored();
+    let out = bench.disk_done(disk(&out)[0].0, Err(DiskError::NoSpace));
+    assert_eq!(status(&out, op), Some(Status::NoSpace));
+    assert!(!bench.replica.superblock().failed);
+}
+
+#[test]
+fn a_disk_that_takes_not_even_the_mark_is_left_alone() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let flush = bench.header(Kind::Flush, view(1, 0));
+    let out = bench.ask(1, flush, Body::None);
+    bench.disk_done(disk(&out)[0].0, Err(DiskError::Failed));
+    bench.step(Event::PagesStored {
+        result: Err(DiskError::Failed),
+    });
+    assert_eq!(bench.tick(60_000), []);
+    assert!(bench.replica.is_idle());
+}

@@ -1,0 +1,44 @@
+//= docs/replication.md#R2
+//! A member is left out only after the catalogue has removed it and a remaining one has stored that.
+
+use stor_replication::catalogue::{Change, EjectReason};
+use stor_replication::engine::State;
+use stor_replication::wire::Kind;
+
+use crate::bench::{A, B, Rig, block, row, view};
+
+#[test]
+fn an_answer_waits_for_the_catalogue_and_for_one_stored_view() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 1));
+    rig.write(1, block(0));
+    rig.lose(B);
+    rig.run(700);
+    let remove = Change::Remove {
+        expect: view(3, 1),
+        members: vec![(B, EjectReason::Unreachable)],
+    };
+    assert_eq!(
+        rig.proposed
+            .iter()
+            .map(|(_, change)| change.clone())
+            .collect::<Vec<_>>(),
+        [remove]
+    );
+    assert!(matches!(rig.engine.state(rig.now), State::Suspended(_)));
+    rig.run(5000);
+    assert!(!rig.is_done(1), "answered before the catalogue did");
+    assert_eq!(
+        rig.proposed.len(),
+        1,
+        "asked again though the outcome is not known"
+    );
+
+    rig.decide();
+    assert_eq!(rig.waiting(Kind::StoreView), [A]);
+    assert!(
+        !rig.is_done(1),
+        "answered before a member has stored the new view"
+    );
+    rig.answer_if(|sent| sent.header.kind == Kind::StoreView);
+    assert_eq!(rig.done[&1], Ok(None));
+}

@@ -1,0 +1,89 @@
+//= docs/replication.md#R4
+//! A promise is given when the fence is stored, older I/O is over and the older lease has run out.
+
+use stor_replication::body::Body;
+use stor_replication::replica::Event;
+use stor_replication::wire::{Kind, Status, flags};
+
+use crate::bench::{Bench, block, disk, status, view};
+
+#[test]
+fn the_promise_waits_for_fence_disk_and_lease() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let (_, out) = bench.write(1, view(1, 0), block(0), 7);
+    assert!(disk(&out).is_empty());
+    let out = bench.stored();
+    let [(old, _)] = disk(&out)[..] else {
+        panic!("no write: {out:?}")
+    };
+
+    let mut header = bench.header(Kind::Open, view(2, 0));
+    header.flags = flags::MEMBER;
+    let out = bench.ask(2, header, Body::None);
+    assert_eq!(status(&out, header.op), None);
+    // The old lease ends; the fence is not stored and the old write is in the disk.
+    let out = bench.tick(2000);
+    assert_eq!(status(&out, header.op), None);
+    let out = bench.stored();
+    assert_eq!(
+        status(&out, header.op),
+        None,
+        "promised with an older write in the disk"
+    );
+    assert_eq!(bench.replica.superblock().fence, stor_replication::ids::Epoch(2));
+    let out = bench.disk_done(old, Ok(None));
+    assert_eq!(status(&out, header.op), Some(Status::Ok));
+}
+
+#[test]
+fn the_promise_waits_for_the_lease_it_granted() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let header = bench.header(Kind::Ping, view(1, 0));
+    bench.ask(1, header, Body::None);
+    let mut header = bench.header(Kind::Open, view(2, 0));
+    header.flags = flags::MEMBER;
+    bench.ask(2, header, Body::None);
+    let out = bench.stored();
+    assert_eq!(
+        status(&out, header.op),
+        None,
+        "promised within the lease of the older engine"
+    );
+    assert_eq!(
+        bench.replica.deadline(),
+        Some(bench.now + stor_replication::time::LEASE)
+    );
+    let out = bench.tick(999);
+    assert_eq!(status(&out, header.op), None);
+    let out = bench.tick(1);
+    assert_eq!(status(&out, header.op), Some(Status::Ok));
+}
+
+#[test]
+fn the_promise_waits_for_the_fence_to_be_stored() {
+    let mut bench = Bench::new();
+    bench.now = crate::bench::at(5000);
+    let mut header = bench.header(Kind::Open, view(2, 0));
+    header.flags = flags::MEMBER;
+    let out = bench.ask(1, header, Body::None);
+    assert_eq!(
+        status(&out, header.op),
+        None,
+        "promised before the fence is durable"
+    );
+    let out = bench.stored();
+    assert_eq!(status(&out, header.op), Some(Status::Ok));
+}
+
+#[test]
+fn it_ends_with_its_connection() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    bench.step(Event::Gone {
+        conn: stor_replication::ids::ConnId(1),
+    });
+    let (op, out) = bench.write(1, view(1, 0), block(0), 7);
+    assert_eq!(status(&out, op), Some(Status::NotOpen));
+}

@@ -1,0 +1,105 @@
+//= docs/replication.md#R8
+//! After an unclean end members are made equal before a read shows either; who lost its cache is no source.
+
+use stor_replication::engine::{FailReason, Request, State};
+use stor_replication::wire::{Kind, Status, flags};
+
+use crate::bench::{A, B, Bench, Rig, block, cache, row, view};
+
+fn dirty(guest_alive: bool, kept: [bool; 2]) -> Rig {
+    let mut rig = Rig::new(row(&[A, B], &[], 1), guest_alive, None);
+    rig.dirty.insert(A, 1);
+    for (replica, kept) in [A, B].into_iter().zip(kept) {
+        rig.info.get_mut(&replica).unwrap().cache_kept = kept;
+    }
+    rig
+}
+
+#[test]
+fn a_read_of_a_dirty_region_equalises_it_first() {
+    let mut rig = dirty(true, [true, true]);
+    rig.submit(1, Request::Read(block(200)));
+    rig.run_if(200, |sent| !matches!(sent.header.kind, Kind::Read | Kind::Write));
+    assert_eq!(rig.engine.state(rig.now), State::Serving);
+    let of_client = |sent: &crate::bench::Sent| sent.header.kind == Kind::Read && sent.header.length == 4096;
+    assert!(
+        !rig.sent.iter().any(of_client),
+        "read before the members are equal"
+    );
+    rig.answer_if(|sent| sent.header.kind == Kind::Read);
+    assert!(!rig.sent.iter().any(of_client));
+    assert!(!rig.waiting(Kind::Write).is_empty(), "no copy is written");
+    assert!(!rig.is_done(1));
+    rig.run(100);
+    assert!(rig.is_done(1));
+    // Another region is not asked about.
+    let mut rig = dirty(true, [true, true]);
+    rig.submit(1, Request::Read(block(700)));
+    rig.run_if(200, |sent| {
+        sent.header.kind != Kind::Write && (sent.header.kind != Kind::Read || of_client(sent))
+    });
+    assert!(rig.is_done(1));
+}
+
+#[test]
+fn who_kept_its_cache_is_the_source() {
+    for (kept, source) in [([true, false], A), ([false, true], B)] {
+        let mut rig = dirty(true, kept);
+        rig.run_if(100, |sent| sent.header.kind != Kind::Read);
+        let reads = rig.waiting(Kind::Read);
+        assert!(
+            !reads.is_empty() && reads.iter().all(|from| *from == source),
+            "{reads:?}"
+        );
+    }
+}
+
+#[test]
+fn without_one_the_device_of_a_living_client_fails() {
+    let mut rig = dirty(true, [false, false]);
+    rig.run(200);
+    assert_eq!(rig.engine.state(rig.now), State::Failed(FailReason::CacheLost));
+    let mut rig = dirty(false, [false, false]);
+    rig.run(200);
+    assert_eq!(rig.engine.state(rig.now), State::Serving);
+}
+
+#[test]
+fn a_flush_waits_while_a_member_is_in_doubt() {
+    let mut rig = dirty(true, [true, false]);
+    rig.submit(1, Request::Flush);
+    rig.run_if(100, |sent| sent.header.kind != Kind::Read);
+    assert_eq!(
+        rig.waiting(Kind::Flush),
+        [],
+        "it would vouch for what a member lost"
+    );
+    assert!(!rig.is_done(1));
+    rig.run(500);
+    assert!(rig.is_done(1));
+}
+
+#[test]
+fn a_loss_is_remembered_until_an_engine_has_made_it_good() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let mut bench = bench.restart(cache(2));
+    // The next engine stores its view and dies before it has repaired anything.
+    let roster = stor_replication::info::Roster {
+        in_sync: vec![A, B],
+        absent: Vec::new(),
+    };
+    let mut open = bench.header(Kind::Open, view(2, 0));
+    open.flags = flags::MEMBER;
+    bench.ask(1, open, stor_replication::body::Body::None);
+    bench.stored();
+    bench.tick(2000);
+    let mut store = bench.header(Kind::StoreView, view(2, 0));
+    store.flags = flags::MEMBER;
+    let mut out = bench.ask(1, store, stor_replication::body::Body::Bytes(roster.encode()));
+    out.extend(bench.stored());
+    assert_eq!(crate::bench::status(&out, store.op), Some(Status::Ok));
+    assert!(bench.replica.superblock().doubt);
+    bench.store_view(1, view(2, 0), &[]);
+    assert!(!bench.replica.superblock().doubt, "an engine said it is right");
+}
