@@ -319,3 +319,33 @@ fn an_engine_that_was_killed_is_followed_by_one_with_a_new_epoch() {
     run("qemu-io", &["-f", "raw", "-c", "read -P 7 0 1M", &engine.uri()]);
     assert!(engine.stop(), "not clean");
 }
+
+#[test]
+fn a_replica_is_served_only_when_nobody_else_has_its_files() {
+    let dir = directory();
+    let storage = Storage::new(dir.path(), 1);
+    let held = storage.servers.into_iter().next().unwrap();
+    let spec = storage.specs[0].clone();
+    let second = Server::start("127.0.0.1:0".parse().unwrap()).unwrap();
+    second.set(vec![spec.clone()]);
+    // The first one's turn to be looked at has come and gone several times when this long has passed.
+    for _ in 0..100 {
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(
+            second
+                .report()
+                .iter()
+                .all(|replica| replica.state == ReplicaState::Opening),
+            "{:?}",
+            second.report()
+        );
+    }
+    held.set(Vec::new());
+    wait_for("the files to be free", || {
+        second
+            .report()
+            .iter()
+            .any(|replica| replica.state == ReplicaState::Ready)
+            .then_some(())
+    });
+}

@@ -47,6 +47,12 @@ pub(super) enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another process has it, or I/O that one began is not over yet.
+    #[error("{path} is in use: another satellite serves it, or I/O of one that ended is still under way")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The metadata can't be used.
     #[error("{path}: {source}")]
     Metadata {
@@ -122,6 +128,11 @@ pub(super) fn open(spec: &ReplicaSpec, now: Time) -> Result<Opened, OpenError> {
     if !exists(&spec.meta)? {
         return Err(OpenError::Missing);
     }
+    // Before anything is read: what is in flight below may still change it.
+    let data = file::open_data(&spec.data, OpenData::Existing)?;
+    take(&data.fd, &spec.data)?;
+    let meta = file::open_data(&spec.meta, OpenData::Existing)?;
+    take(&meta.fd, &spec.meta)?;
     let mut reader = File::open(&spec.meta).map_err(at("open", &spec.meta))?;
     let mut read = |offset: u64, len: usize| -> io::Result<Vec<u8>> {
         reader.seek(SeekFrom::Start(offset))?;
@@ -135,7 +146,6 @@ pub(super) fn open(spec: &ReplicaSpec, now: Time) -> Result<Opened, OpenError> {
             source,
         }
     })?;
-    let data = file::open_data(&spec.data, OpenData::Existing)?;
     if data.size < core.superblock().size {
         return Err(OpenError::Short {
             path: spec.data.clone(),
@@ -143,12 +153,25 @@ pub(super) fn open(spec: &ReplicaSpec, now: Time) -> Result<Opened, OpenError> {
             expected: core.superblock().size,
         });
     }
-    let meta = file::open_data(&spec.meta, OpenData::Existing)?;
     Ok(Opened {
         core,
         data: data.fd,
         meta: meta.fd,
     })
+}
+
+/// Takes a file for this process alone. The kernel gives such a lock back when the last reference to the
+/// open file goes, and a request in flight is one: a satellite that was killed keeps it until the last
+/// write it had begun is over. Whoever gets it has nothing old below it (R4, case 11).
+//= docs/replication.md#R4
+fn take(file: &OwnedFd, path: &Path) -> Result<(), OpenError> {
+    match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(error) => Err(at("lock", path)(error.into())),
+    }
 }
 
 fn exists(path: &Path) -> Result<bool, OpenError> {

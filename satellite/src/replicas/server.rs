@@ -32,6 +32,8 @@ const MAX_CONNECTIONS: usize = 8192;
 const NAP: Duration = Duration::from_secs(10);
 /// Pause before files that could not be opened are tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// The same while the last I/O of a process that was killed is still under way.
+const RETRY_IN_USE: Duration = Duration::from_millis(50);
 
 type Key = (VolumeId, ReplicaId);
 /// How the making of a replica went.
@@ -403,9 +405,10 @@ impl Loop<'_> {
                     self.making += 1;
                     self.slots.insert(key, Slot::Making);
                 }
-                Err(error) => self.failed(
+                Err(error) => self.try_later(
                     key,
                     ReplicaState::Failed(format!("no thread to open it on: {error}")),
+                    RETRY,
                 ),
             }
             self.changed = true;
@@ -420,13 +423,18 @@ impl Loop<'_> {
             let Some(spec) = self.wanted.get(&key).cloned() else {
                 continue;
             };
-            if let Err(error) = made.and_then(|()| self.open(key, spec)) {
-                let state = match &error {
-                    OpenError::Missing => ReplicaState::Missing,
-                    _ => ReplicaState::Failed(error.to_string()),
-                };
-                tracing::warn!(volume = %key.0, replica = %key.1, %error, "replica can't be served");
-                self.failed(key, state);
+            match made.and_then(|()| self.open(key, spec)) {
+                Ok(()) => {}
+                Err(error @ OpenError::InUse { .. }) => {
+                    tracing::debug!(volume = %key.0, replica = %key.1, %error, "replica is not free yet");
+                    self.try_later(key, ReplicaState::Opening, RETRY_IN_USE);
+                }
+                Err(error) => {
+                    tracing::warn!(volume = %key.0, replica = %key.1, %error, "replica can't be served");
+                    let missing = matches!(error, OpenError::Missing);
+                    let failed = ReplicaState::Failed(error.to_string());
+                    self.try_later(key, if missing { ReplicaState::Missing } else { failed }, RETRY);
+                }
             }
         }
     }
@@ -447,8 +455,8 @@ impl Loop<'_> {
         Ok(())
     }
 
-    fn failed(&mut self, key: Key, state: ReplicaState) {
-        let again = now() + RETRY;
+    fn try_later(&mut self, key: Key, state: ReplicaState, pause: Duration) {
+        let again = now() + pause;
         self.due.insert((again, key));
         self.slots.insert(key, Slot::Failed { state, again });
         self.changed = true;
