@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use stor_proto::satellite::{Disk, EngineStatus, PoolStatus, ReplicaStatus, Status};
-use stor_replication::ids::{ReplicaId, VolumeId};
+use stor_replication::catalogue::VolumeRow;
+use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, View, VolumeId};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -111,6 +112,19 @@ impl Observations {
     /// What a node that is online reports of a replica.
     pub fn replica(&self, node: &str, volume: VolumeId, replica: ReplicaId) -> Option<&ReplicaStatus> {
         self.node(node)?.replicas.get(&(volume, replica))
+    }
+
+    /// A node whose replica has stored a view above the row's: the catalogue lost entries, for instance by being
+    /// restored from a backup. Whatever it says of in-sync replicas may be wrong.
+    pub fn ahead_of<'a>(&self, row: &'a VolumeRow) -> Option<(&'a str, View)> {
+        row.replicas.iter().find_map(|(id, member)| {
+            let report = self.replica(&member.node, row.volume, *id)?;
+            let stored = View {
+                epoch: Epoch(report.stored_epoch),
+                config: ConfigSeq(report.stored_config),
+            };
+            (stored > row.view).then_some((member.node.as_str(), stored))
+        })
     }
 
     /// What a node that is online reports of an engine, when it is the one of `epoch`.

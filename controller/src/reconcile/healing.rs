@@ -202,6 +202,9 @@ fn healer(volume: &Volume, seen: &Observations) -> Option<String> {
     if volume.phase != VolumePhase::Available || volume.row.owner.is_some() || volume.row.replicas.len() < 2 {
         return None;
     }
+    if seen.ahead_of(&volume.row).is_some() {
+        return None;
+    }
     let unequal = !volume.row.clean && volume.row.in_sync().count() > 1;
     if !unequal && !waiting(volume, seen) {
         return None;

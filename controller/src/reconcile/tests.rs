@@ -206,6 +206,31 @@ fn healing_needs_every_in_sync_replica_and_somebody_to_heal() {
         later(unequal, &|now| seen(now, Vec::new())).is_empty(),
         "nothing to heal"
     );
+    let mut old = volume();
+    old.row.view = View::default();
+    assert!(
+        later(old, &|now| {
+            let report = ReplicaStatus {
+                volume_id: id().to_string(),
+                state: ReplicaState::Ready.into(),
+                stored_epoch: 3,
+                ..ReplicaStatus::default()
+            };
+            let status = Status {
+                replicas: vec![report],
+                ..Status::default()
+            };
+            let all = seen(now, Vec::new());
+            let mut nodes: BTreeMap<_, _> = all
+                .nodes()
+                .map(|(n, h)| (n.to_owned(), Arc::new(h.clone())))
+                .collect();
+            nodes.insert("s1".into(), Arc::new(Heard::new(status, now, String::new())));
+            Observations::new(nodes, now)
+        })
+        .is_empty(),
+        "the catalogue is older than the data"
+    );
     let deleting = Volume {
         phase: VolumePhase::Deleting,
         ..volume()

@@ -189,6 +189,15 @@ async fn draft(
     spec: &AttachmentSpec,
     manner: Manner,
 ) -> Result<Attach, Failure> {
+    if let Some((holder, stored)) = look.seen.ahead_of(&row.row) {
+        let title = format!("the catalogue is older than the data of volume {}", row.name);
+        return Err(Failure::conflict("catalogue-behind", title)
+            .because(format!(
+                "The replica on node {holder} is at view {stored}, the catalogue at {}.",
+                row.row.view
+            ))
+            .remedy("restore a newer backup of the catalogue; what this one says of in-sync replicas may be wrong"));
+    }
     let node = load::node(look.rows(), &spec.node)
         .await?
         .ok_or_else(|| Failure::not_found(format!("node {}", spec.node)))?;

@@ -39,7 +39,7 @@ use problem::Failure;
 
 /// Largest body of a request, bytes.
 pub const MAX_BODY: usize = 1 << 20;
-/// Requests handled at the same time; more wait their turn.
+/// Requests handled at the same time; more wait their turn, and what a controller says of itself does not.
 const AT_ONCE: usize = 512;
 
 #[derive(OpenApi)]
@@ -109,8 +109,10 @@ pub fn app(front: Arc<Front>) -> Router {
         .route("/readyz", get(local::ready))
         .route("/metrics", get(local::metrics))
         .route("/api/v1/openapi.json", get(local::openapi))
-        .route("/api/v1/{*rest}", any(front::take))
+        .route(
+            "/api/v1/{*rest}",
+            any(front::take).layer(GlobalConcurrencyLimitLayer::new(AT_ONCE)),
+        )
         .fallback(async |uri: Uri| no_such_path(&uri))
-        .layer(GlobalConcurrencyLimitLayer::new(AT_ONCE))
         .with_state(front)
 }

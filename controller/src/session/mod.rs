@@ -38,7 +38,7 @@ const PROTOCOL: u32 = 1;
 /// Messages waiting to be sent to one satellite. Desired states are coalesced, so that only answers queue.
 const OUTGOING: usize = 64;
 /// Requests of one satellite answered at the same time.
-const REQUESTS: usize = 64;
+const REQUESTS: usize = 256;
 /// A satellite that does not say hello, or does not take a message, in this time is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A session without any message for this long is dead: its satellite is gone or stuck.
@@ -211,6 +211,7 @@ async fn run(
         node: &hello.node,
         out,
         requests: Arc::new(Semaphore::new(REQUESTS)),
+        stuck: CancellationToken::new(),
         sent: None,
     };
     let result = session.serve(incoming, touched, &replaced).await;
@@ -258,6 +259,8 @@ struct Session<'a> {
     node: &'a str,
     out: &'a Outgoing,
     requests: Arc<Semaphore>,
+    /// An answer was not taken.
+    stuck: CancellationToken,
     /// What the satellite was last told, without its revision.
     sent: Option<Desired>,
 }
@@ -270,6 +273,7 @@ enum Wake {
     Replaced,
     Silent,
     HungUp,
+    Stuck,
 }
 
 impl Session<'_> {
@@ -300,13 +304,14 @@ impl Session<'_> {
                 () = replaced.cancelled() => Wake::Replaced,
                 lost = leadership.wait_for(|l| !l.is_self) => { drop(lost); Wake::NotLeader }
                 () = self.out.closed() => Wake::HungUp,
+                () = self.stuck.cancelled() => Wake::Stuck,
                 changed = touched.changed() => if changed.is_ok() { Wake::Touched } else { Wake::Replaced },
                 message = tokio::time::timeout(SILENCE, incoming.next()) => {
                     message.map_or(Wake::Silent, Wake::Message)
                 }
             };
             match wake {
-                Wake::Message(Some(Ok(message))) => self.hear(message)?,
+                Wake::Message(Some(Ok(message))) => self.hear(message).await?,
                 Wake::Message(Some(Err(status))) => return Err(status),
                 Wake::Message(None) | Wake::HungUp => return Ok(()),
                 Wake::Touched => self.send_desired().await?,
@@ -314,6 +319,7 @@ impl Session<'_> {
                 Wake::Replaced => {
                     return Err(Status::aborted("the node opened another session or was deleted"));
                 }
+                Wake::Stuck => return Err(Status::deadline_exceeded("the satellite takes no messages")),
                 Wake::Silent => {
                     return Err(Status::deadline_exceeded("the satellite was silent for too long"));
                 }
@@ -321,7 +327,7 @@ impl Session<'_> {
         }
     }
 
-    fn hear(&self, message: FromSatellite) -> Result<(), Status> {
+    async fn hear(&self, message: FromSatellite) -> Result<(), Status> {
         match message.kind {
             Some(from_satellite::Kind::Status(status)) => {
                 self.cluster
@@ -330,23 +336,27 @@ impl Session<'_> {
                 Ok(())
             }
             Some(from_satellite::Kind::Request(request)) => {
-                // A satellite asks again what was not answered, so that dropping the excess is safe.
-                if let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() {
-                    let (cluster, node) = (Arc::clone(self.cluster), self.node.to_owned());
-                    let out = self.out.clone();
-                    tokio::spawn(async move {
-                        let _permit = permit;
-                        if let Some(answer) = requests::answer(&cluster, &node, request).await {
-                            let message = FromController {
-                                kind: Some(from_controller::Kind::Answer(answer)),
-                            };
-                            // A satellite that does not take it asks again.
-                            let _late = tokio::time::timeout(PATIENCE, out.send(Ok(message))).await;
-                        }
-                    });
-                } else {
-                    tracing::warn!(node = self.node, "a satellite asks too much at once");
-                }
+                // Each is answered, since the satellite waits for it as long as the session lasts: the next ones
+                // wait here, and with them the satellite.
+                let permit = Arc::clone(&self.requests).acquire_owned();
+                let Ok(Ok(permit)) = tokio::time::timeout(PATIENCE, permit).await else {
+                    return Err(Status::resource_exhausted("requests are not answered in time"));
+                };
+                let (cluster, node) = (Arc::clone(self.cluster), self.node.to_owned());
+                let (out, stuck) = (self.out.clone(), self.stuck.clone());
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    let answer = requests::answer(&cluster, &node, request).await;
+                    let message = FromController {
+                        kind: Some(from_controller::Kind::Answer(answer)),
+                    };
+                    if tokio::time::timeout(PATIENCE, out.send(Ok(message)))
+                        .await
+                        .is_err()
+                    {
+                        stuck.cancel();
+                    }
+                });
                 Ok(())
             }
             Some(from_satellite::Kind::Hello(_)) => Err(Status::invalid_argument("hello comes once")),

@@ -9,8 +9,8 @@ use super::wire::{self, Malformed};
 use crate::catalogue::{Action, Outcome, Refused, load};
 use crate::cluster::{Cluster, Trouble};
 
-/// Answers a request. `None`: its outcome is not known yet, and the satellite asks again.
-pub(super) async fn answer(cluster: &Cluster, node: &str, request: proto::Request) -> Option<proto::Answer> {
+/// Answers a request.
+pub(super) async fn answer(cluster: &Cluster, node: &str, request: proto::Request) -> proto::Answer {
     let answered = match &request.kind {
         Some(request::Kind::Change(change)) => change_view(cluster, node, change).await,
         Some(request::Kind::Read(read)) => read_volume(cluster, read).await,
@@ -19,18 +19,16 @@ pub(super) async fn answer(cluster: &Cluster, node: &str, request: proto::Reques
     let kind = match answered {
         Ok(kind) => kind,
         Err(Failed::Malformed(malformed)) => refused("malformed", malformed.to_string(), None),
-        Err(Failed::Trouble(Trouble::NotLeader)) => {
-            refused("not-leader", Trouble::NotLeader.to_string(), None)
-        }
+        // To the satellite this means: no answer at all, ask the next leader. Its outcome is learned there.
         Err(Failed::Trouble(trouble)) => {
             tracing::warn!(node, error = %trouble, "a satellite's request has no outcome yet");
-            return None;
+            refused("not-leader", trouble.to_string(), None)
         }
     };
-    Some(proto::Answer {
+    proto::Answer {
         id: request.id,
         kind: Some(kind),
-    })
+    }
 }
 
 enum Failed {

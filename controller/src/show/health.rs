@@ -222,32 +222,23 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
     checks
 }
 
-/// A replica that stored a newer view than the catalogue has: the catalogue lost entries, for instance by being
-/// restored from a backup. Whatever it says of in-sync sets may be wrong.
+/// See [`Observations::ahead_of`].
 fn behind(rows: &[row::Volume], seen: &Observations) -> Vec<Check> {
-    let mut checks = Vec::new();
-    for row in rows {
-        let view = (row.row.view.epoch.0, row.row.view.config.0);
-        for (id, member) in &row.row.replicas {
-            let Some(report) = seen.replica(&member.node, row.row.volume, *id) else {
-                continue;
-            };
-            let stored = (report.stored_epoch, report.stored_config);
-            if stored > view {
-                checks.push(check(
-                    "CATALOGUE_BEHIND",
-                    Severity::Error,
-                    format!(
-                        "the replica of volume {} on {} is at view {}.{}, the catalogue at {}.{}",
-                        row.name, member.node, stored.0, stored.1, view.0, view.1
-                    ),
-                    format!("volume/{}", row.name),
-                    "do not attach the volume: the catalogue is older than the data; restore a newer backup of it",
-                ));
-            }
-        }
-    }
-    checks
+    rows.iter()
+        .filter_map(|row| {
+            let (node, stored) = seen.ahead_of(&row.row)?;
+            Some(check(
+                "CATALOGUE_BEHIND",
+                Severity::Error,
+                format!(
+                    "the replica of volume {} on {node} is at view {stored}, the catalogue at {}",
+                    row.name, row.row.view
+                ),
+                format!("volume/{}", row.name),
+                "the catalogue is older than the data, and the volume can't be attached: restore a newer backup of it",
+            ))
+        })
+        .collect()
 }
 
 fn count_nodes(nodes: &[Node]) -> StatusNodes {

@@ -26,6 +26,8 @@ pub(crate) struct Inside {
     pub(crate) sessions: usize,
     /// The last refusal of a session.
     pub(crate) refused: Option<tonic::Status>,
+    /// The view replicas say they have stored.
+    pub(crate) stored_epoch: u64,
     /// Replicas are not made while this is set.
     pub(crate) lazy: bool,
     /// Engines serve only while this is not set.
@@ -208,6 +210,7 @@ fn status(inside: &Mutex<Inside>) -> (Status, Vec<Request>) {
             replica: replica.replica,
             state: state.into(),
             allocated_bytes: 4096,
+            stored_epoch: inside.stored_epoch,
             ..ReplicaStatus::default()
         });
     }

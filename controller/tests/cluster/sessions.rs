@@ -225,3 +225,46 @@ async fn a_detached_volume_is_healed_and_given_to_whoever_wants_it() {
         controller.running.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_whose_data_is_newer_than_the_catalogue_is_locked() {
+    let (_root, controllers) = cluster(1).await;
+    let client = controllers[0].client();
+    let satellites = storage(&controllers, 2).await;
+    let _k1 = diskless(&controllers, "k1").await;
+    client.create_volume(&spec("db1")).await.unwrap();
+    satellites[1].inside.lock().unwrap().stored_epoch = 7;
+    until("it is noticed", async || {
+        let checks = client.status().await.unwrap().checks;
+        checks.iter().any(|check| check.code == "CATALOGUE_BEHIND")
+    })
+    .await;
+    match client.attach("db1", &on("k1")).await.unwrap_err() {
+        stor_api::client::Error::Conflict(problem) => assert_eq!(problem.code(), "catalogue-behind"),
+        other => panic!("{other:?}"),
+    }
+    satellites[1].inside.lock().unwrap().stored_epoch = 0;
+    until("it can be attached again", async || {
+        client.attach("db1", &on("k1")).await.is_ok()
+    })
+    .await;
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_requests_at_once_are_all_answered() {
+    let (_root, controllers) = cluster(1).await;
+    let satellites = storage(&controllers, 1).await;
+    let nothing = || ReadVolume {
+        volume_id: "00000000-0000-0000-0000-000000000009".into(),
+    };
+    let asks = (0..1000).map(|_| satellites[0].ask(request::Kind::Read(nothing())));
+    for answer in futures_util::future::join_all(asks).await {
+        assert_eq!(refused(answer).code, "not-found");
+    }
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+}
