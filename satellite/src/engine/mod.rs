@@ -6,7 +6,9 @@
 //! It ends when it was stopped, when a newer epoch has the volume, or when nobody configures it.
 
 mod agent;
+mod clients;
 mod fuse;
+mod links;
 mod nbd;
 mod request;
 mod shell;

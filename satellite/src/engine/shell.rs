@@ -3,22 +3,20 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
-use stor_device::{BufPool, Completion, Fd, Outcome, Reactor, clock};
-use stor_replication::engine::{Command, Engine, Event, LinkId, Request, Start, State};
-use stor_replication::ids::ReplicaId;
-use stor_replication::range::ByteRange;
+use stor_device::{BufPool, Completion, Fd, Reactor, clock};
+use stor_replication::engine::{Command, Engine, Event, Start, State};
 use stor_replication::time::Time;
-use stor_transport::nbd::{self, Export};
+use stor_transport::nbd::Export;
 
 use super::agent::AgentLink;
 use super::fuse::{self, Fuse};
+use super::links::Link;
 use super::nbd::Client;
-use super::request::{Answer, Asker, Requests};
+use super::request::{Asker, Requests};
 use super::{Args, EngineError};
 use crate::channel::Channel;
 use crate::control::{
@@ -29,51 +27,45 @@ use crate::data::Data;
 /// Unused buffers kept. An idle engine is to stay below 8 MiB in all.
 const KEEP: usize = 1 << 20;
 /// NBD clients at once.
-const MAX_CLIENTS: usize = 64;
+pub(super) const MAX_CLIENTS: usize = 64;
 /// Counters are told this often.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How long the end waits for the last messages to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-const KIND: u64 = 0xff << 56;
-const CONNECT: u64 = 1 << 56;
-const LINK_RECV: u64 = 2 << 56;
-const LINK_SEND: u64 = 3 << 56;
-const ACCEPT: u64 = 4 << 56;
-const CLIENT_RECV: u64 = 5 << 56;
-const CLIENT_SEND: u64 = 6 << 56;
+pub(super) const KIND: u64 = 0xff << 56;
+pub(super) const CONNECT: u64 = 1 << 56;
+pub(super) const LINK_RECV: u64 = 2 << 56;
+pub(super) const LINK_SEND: u64 = 3 << 56;
+pub(super) const ACCEPT: u64 = 4 << 56;
+pub(super) const CLIENT_RECV: u64 = 5 << 56;
+pub(super) const CLIENT_SEND: u64 = 6 << 56;
 const FUSE_READ: u64 = 7 << 56;
 const FUSE_WRITE: u64 = 8 << 56;
 
-struct Link {
-    replica: ReplicaId,
-    fd: Fd,
-    channel: Option<Channel>,
-}
-
 /// See the module.
 pub(super) struct Shell {
-    reactor: Reactor,
-    pool: BufPool,
-    agent: AgentLink,
-    config: Config,
-    engine: Engine<Data>,
-    commands: Vec<Command<Data>>,
-    links: HashMap<u64, Link>,
+    pub(super) reactor: Reactor,
+    pub(super) pool: BufPool,
+    pub(super) agent: AgentLink,
+    pub(super) config: Config,
+    pub(super) engine: Engine<Data>,
+    pub(super) commands: Vec<Command<Data>>,
+    pub(super) links: HashMap<u64, Link>,
     /// Links with something to send.
-    stirred: Vec<u64>,
-    export: Export,
-    listener: Option<Fd>,
-    clients: HashMap<u64, Client>,
-    next_client: u64,
+    pub(super) stirred: Vec<u64>,
+    pub(super) export: Export,
+    pub(super) listener: Option<Fd>,
+    pub(super) clients: HashMap<u64, Client>,
+    pub(super) next_client: u64,
     /// Clients with something to send.
-    answered: Vec<u64>,
-    fuse: Option<Fuse>,
-    requests: Requests,
+    pub(super) answered: Vec<u64>,
+    pub(super) fuse: Option<Fuse>,
+    pub(super) requests: Requests,
     /// Somebody may be waiting for [`Requests::is_full`] to end.
-    paused: bool,
-    report_at: Time,
-    report_due: bool,
+    pub(super) paused: bool,
+    pub(super) report_at: Time,
+    pub(super) report_due: bool,
 }
 
 impl Shell {
@@ -260,7 +252,7 @@ impl Shell {
         }
     }
 
-    fn step(&mut self, event: Event<Data>) {
+    pub(super) fn step(&mut self, event: Event<Data>) {
         let now = now();
         let mut commands = std::mem::take(&mut self.commands);
         self.engine.step(now, event, &mut commands);
@@ -322,214 +314,6 @@ impl Shell {
             }
         }
     }
-
-    // ---- replicas ----
-
-    fn connect(&mut self, replica: ReplicaId, link: LinkId) {
-        let address = self
-            .config
-            .addresses
-            .iter()
-            .find(|(of, _)| *of == replica)
-            .map(|(_, address)| address);
-        // Names were resolved when the configuration came.
-        let Some(address) = address.and_then(|address| address.parse::<SocketAddr>().ok()) else {
-            // The engine finds the attempt silent and tries again.
-            return tracing::debug!(%replica, link = link.0, "its node's address is not known");
-        };
-        let fd = self.reactor.connect(address, CONNECT | link.0);
-        self.links.insert(
-            link.0,
-            Link {
-                replica,
-                fd,
-                channel: None,
-            },
-        );
-    }
-
-    fn connected(&mut self, id: u64, completion: Completion) {
-        let Some(link) = self.links.get_mut(&id) else {
-            return;
-        };
-        let replica = link.replica;
-        match completion.result {
-            Ok(_) => {
-                let fd = link.fd;
-                link.channel = Some(Channel::new(
-                    fd,
-                    LINK_RECV | id,
-                    LINK_SEND | id,
-                    &mut self.reactor,
-                    &self.pool,
-                ));
-                self.step(Event::Connected {
-                    replica,
-                    link: LinkId(id),
-                });
-            }
-            Err(error) => {
-                tracing::debug!(%replica, %error, "no connection");
-                self.links.remove(&id);
-                self.step(Event::Lost {
-                    replica,
-                    link: LinkId(id),
-                });
-            }
-        }
-    }
-
-    fn link_received(&mut self, id: u64, completion: Completion) {
-        let Some(link) = self.links.get_mut(&id) else {
-            return;
-        };
-        let replica = link.replica;
-        let Some(channel) = &mut link.channel else { return };
-        let mut messages = Vec::new();
-        let received = channel.received(completion, &mut self.reactor, &self.pool, &mut messages);
-        for (header, body) in messages {
-            self.step(Event::Answer {
-                replica,
-                link: LinkId(id),
-                header,
-                body,
-            });
-        }
-        if let Err(error) = received {
-            self.link_lost(id, &error.to_string());
-        }
-    }
-
-    fn link_lost(&mut self, id: u64, why: &str) {
-        if let Some(link) = self.links.remove(&id) {
-            tracing::info!(replica = %link.replica, why, "connection to a replica lost");
-            self.reactor.close(link.fd);
-            self.step(Event::Lost {
-                replica: link.replica,
-                link: LinkId(id),
-            });
-        }
-    }
-
-    // ---- clients ----
-
-    fn accepted(&mut self, completion: Completion) {
-        match completion.result {
-            Ok(Outcome::Accepted(fd)) if self.clients.len() < MAX_CLIENTS => {
-                let id = self.next_client;
-                self.next_client += 1;
-                let tokens = (CLIENT_RECV | id, CLIENT_SEND | id);
-                match Client::new(fd, &self.export, tokens, &mut self.reactor, &self.pool) {
-                    Ok(client) => {
-                        self.clients.insert(id, client);
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "the volume can't be exported");
-                        self.reactor.close(fd);
-                    }
-                }
-            }
-            Ok(Outcome::Accepted(fd)) => {
-                tracing::warn!(limit = MAX_CLIENTS, "a client is refused: there are too many");
-                self.reactor.close(fd);
-            }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "a client could not be accepted"),
-        }
-        if let Some(listener) = self.listener {
-            self.reactor.accept(listener, ACCEPT);
-        }
-    }
-
-    fn client_received(&mut self, id: u64, completion: Completion) {
-        let pause = self.requests.is_full();
-        self.paused |= pause;
-        let Some(client) = self.clients.get_mut(&id) else {
-            return;
-        };
-        let mut came = Vec::new();
-        let received = client.received(
-            completion,
-            pause,
-            &mut self.reactor,
-            &self.pool,
-            &mut came,
-            &self.export,
-        );
-        if !self.answered.contains(&id) {
-            self.answered.push(id);
-        }
-        for (request, payload) in came {
-            let range = ByteRange::new(request.offset, u64::from(request.length));
-            let fua = request.fua;
-            let (what, asked) = match (request.command, payload) {
-                (nbd::Command::Read { .. }, _) => {
-                    (Answer::Read { offset: range.offset }, Request::Read(range))
-                }
-                (nbd::Command::Write, Some(payload)) => (
-                    Answer::Done,
-                    Request::Write {
-                        range,
-                        data: Data::whole(payload.into()),
-                        fua,
-                    },
-                ),
-                (nbd::Command::Trim, _) => (
-                    Answer::Done,
-                    Request::Zero {
-                        range,
-                        discard: true,
-                        fua,
-                    },
-                ),
-                (nbd::Command::WriteZeroes { no_hole, .. }, _) => (
-                    Answer::Done,
-                    Request::Zero {
-                        range,
-                        discard: !no_hole,
-                        fua,
-                    },
-                ),
-                _ => (Answer::Done, Request::Flush),
-            };
-            self.submit(
-                Asker::Nbd {
-                    client: id,
-                    cookie: request.cookie,
-                    what,
-                },
-                asked,
-            );
-        }
-        if let Err(error) = received {
-            tracing::debug!(client = id, %error, "client dropped");
-            self.drop_client(id);
-        }
-    }
-
-    fn drop_client(&mut self, id: u64) {
-        if let Some(client) = self.clients.remove(&id) {
-            self.reactor.close(client.fd());
-        }
-    }
-
-    fn fuse_read(&mut self, completion: Completion) {
-        let pause = self.requests.is_full();
-        self.paused |= pause;
-        let Some(fuse) = &mut self.fuse else { return };
-        match fuse.read(completion, pause, &mut self.reactor, &self.pool) {
-            fuse::Came::Request(asker, request) => self.submit(asker, request),
-            fuse::Came::Nothing => {}
-        }
-    }
-
-    fn submit(&mut self, asker: Asker, request: Request<Data>) {
-        for (io, request) in self.requests.add(asker, request) {
-            self.step(Event::Submit { io, request });
-        }
-    }
-
-    // ---- the agent ----
 
     fn told(&mut self, message: ToEngine) {
         match message {

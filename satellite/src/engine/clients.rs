@@ -1,0 +1,130 @@
+//! The engine's clients: NBD connections and the kernel's FUSE.
+
+use stor_device::{Completion, Outcome};
+use stor_replication::engine::{Event, Request};
+use stor_replication::range::ByteRange;
+use stor_transport::nbd;
+
+use super::fuse;
+use super::nbd::Client;
+use super::request::{Answer, Asker};
+use super::shell::{ACCEPT, CLIENT_RECV, CLIENT_SEND, MAX_CLIENTS, Shell};
+use crate::data::Data;
+
+impl Shell {
+    pub(super) fn accepted(&mut self, completion: Completion) {
+        match completion.result {
+            Ok(Outcome::Accepted(fd)) if self.clients.len() < MAX_CLIENTS => {
+                let id = self.next_client;
+                self.next_client += 1;
+                let tokens = (CLIENT_RECV | id, CLIENT_SEND | id);
+                match Client::new(fd, &self.export, tokens, &mut self.reactor, &self.pool) {
+                    Ok(client) => {
+                        self.clients.insert(id, client);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the volume can't be exported");
+                        self.reactor.close(fd);
+                    }
+                }
+            }
+            Ok(Outcome::Accepted(fd)) => {
+                tracing::warn!(limit = MAX_CLIENTS, "a client is refused: there are too many");
+                self.reactor.close(fd);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "a client could not be accepted"),
+        }
+        if let Some(listener) = self.listener {
+            self.reactor.accept(listener, ACCEPT);
+        }
+    }
+
+    pub(super) fn client_received(&mut self, id: u64, completion: Completion) {
+        let pause = self.requests.is_full();
+        self.paused |= pause;
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let mut came = Vec::new();
+        let received = client.received(
+            completion,
+            pause,
+            &mut self.reactor,
+            &self.pool,
+            &mut came,
+            &self.export,
+        );
+        if !self.answered.contains(&id) {
+            self.answered.push(id);
+        }
+        for (request, payload) in came {
+            let range = ByteRange::new(request.offset, u64::from(request.length));
+            let fua = request.fua;
+            let (what, asked) = match (request.command, payload) {
+                (nbd::Command::Read { .. }, _) => {
+                    (Answer::Read { offset: range.offset }, Request::Read(range))
+                }
+                (nbd::Command::Write, Some(payload)) => (
+                    Answer::Done,
+                    Request::Write {
+                        range,
+                        data: Data::whole(payload.into()),
+                        fua,
+                    },
+                ),
+                (nbd::Command::Trim, _) => (
+                    Answer::Done,
+                    Request::Zero {
+                        range,
+                        discard: true,
+                        fua,
+                    },
+                ),
+                (nbd::Command::WriteZeroes { no_hole, .. }, _) => (
+                    Answer::Done,
+                    Request::Zero {
+                        range,
+                        discard: !no_hole,
+                        fua,
+                    },
+                ),
+                _ => (Answer::Done, Request::Flush),
+            };
+            self.submit(
+                Asker::Nbd {
+                    client: id,
+                    cookie: request.cookie,
+                    what,
+                },
+                asked,
+            );
+        }
+        if let Err(error) = received {
+            tracing::debug!(client = id, %error, "client dropped");
+            self.drop_client(id);
+        }
+    }
+
+    pub(super) fn drop_client(&mut self, id: u64) {
+        if let Some(client) = self.clients.remove(&id) {
+            self.reactor.close(client.fd());
+        }
+    }
+
+    pub(super) fn fuse_read(&mut self, completion: Completion) {
+        let pause = self.requests.is_full();
+        self.paused |= pause;
+        let Some(fuse) = &mut self.fuse else { return };
+        match fuse.read(completion, pause, &mut self.reactor, &self.pool) {
+            fuse::Came::Request(asker, request) => self.submit(asker, request),
+            fuse::Came::Nothing => {}
+        }
+    }
+
+    pub(super) fn submit(&mut self, asker: Asker, request: Request<Data>) {
+        for (io, request) in self.requests.add(asker, request) {
+            self.step(Event::Submit { io, request });
+        }
+    }
+}
