@@ -18,10 +18,26 @@ use crate::wire::{Kind, flags};
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 impl<P: Clone> Engine<P> {
-    /// A peer for every replica of the row, and none besides.
+    /// Forgets replicas that are not in the row any more. Their bits are given out again: nothing may
+    /// be left that goes by them.
+    fn drop_peers(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        let gone: Vec<ReplicaId> = self
+            .peers
+            .keys()
+            .copied()
+            .filter(|id| !self.row.replicas.contains_key(id))
+            .collect();
+        for replica in gone {
+            self.give_up_on(now, replica, EjectReason::Operator, out);
+            self.write_off(now, replica, out);
+            let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
+            self.copies_without(now, replica, bit, out);
+            self.peers.remove(&replica);
+        }
+    }
+
+    /// A peer for every replica of the row.
     pub(super) fn sync_peers(&mut self, now: Time) {
-        let row = &self.row;
-        self.peers.retain(|replica, _| row.replicas.contains_key(replica));
         for replica in self.row.replicas.keys() {
             if !self.peers.contains_key(replica) {
                 let taken = self.peers.values().fold(0, |mask, peer| mask | peer.bit);
@@ -275,10 +291,10 @@ impl<P: Clone> Engine<P> {
         let before: BTreeSet<ReplicaId> = self.row.in_sync().collect();
         let moved = row.view.config != self.row.view.config;
         self.row = row;
-        self.sync_peers(now);
         self.stirred = true;
         if !moved {
-            return;
+            self.drop_peers(now, out);
+            return self.sync_peers(now);
         }
         let after: BTreeSet<ReplicaId> = self.row.in_sync().collect();
         self.gate |= before.difference(&after).next().is_some();
@@ -286,7 +302,7 @@ impl<P: Clone> Engine<P> {
         let open: Vec<ReplicaId> = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.is_open())
+            .filter(|(id, peer)| peer.is_open() && self.row.replicas.contains_key(id))
             .map(|(id, _)| *id)
             .collect();
         for replica in open {
@@ -295,6 +311,8 @@ impl<P: Clone> Engine<P> {
         for replica in before.difference(&after) {
             self.left(now, *replica, out);
         }
+        self.drop_peers(now, out);
+        self.sync_peers(now);
         for replica in after.difference(&before) {
             self.joined(now, *replica);
         }

@@ -222,6 +222,7 @@ impl World {
                 // Its next flush may lose what was not flushed.
                 self.nodes[node].wiped = self.moment;
                 self.ever_wiped = true;
+                self.note_lost();
                 self.after(length, What::DiskRecovers(node));
             }
             Fault::FullDisk => {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use stor_replication::body::Body;
 use stor_replication::disk::{PageId, Superblock, encode_page};
 use stor_replication::ids::{CacheId, ConnId, Epoch, ReplicaId};
 use stor_replication::replica::{self, Command, DiskAction, DiskError, Replica};
@@ -303,6 +302,7 @@ impl World {
         for guest in guests {
             self.guest_dies(guest);
         }
+        self.note_lost();
         self.after(back, What::Reboot(node));
     }
 
@@ -354,9 +354,4 @@ impl World {
             disk.broken = false;
         }
     }
-}
-
-/// A message's body as words of the protocol; for the trace.
-pub(crate) fn body_len<P>(body: &Body<P>) -> usize {
-    body.bytes().len()
 }
