@@ -33,6 +33,8 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use stor_api::objects::Plan;
+
 use crate::cluster::Cluster;
 pub use front::Front;
 use problem::Failure;
@@ -43,12 +45,15 @@ pub const MAX_BODY: usize = 1 << 20;
 const AT_ONCE: usize = 512;
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "Stor",
-    description = "Replicated block storage. Sizes are bytes, times RFC 3339 in UTC. Creates are idempotent by \
+#[openapi(
+    components(schemas(Plan)),
+    info(
+        title = "Stor",
+        description = "Replicated block storage. Sizes are bytes, times RFC 3339 in UTC. Creates are idempotent by \
         name, every request may be repeated. Failures are application/problem+json. `?watch=1` on any GET \
         streams the answer whenever it changes (server-sent events)."
-))]
+    )
+)]
 struct Document;
 
 /// The handlers of everything that the leader answers, and their OpenAPI document.

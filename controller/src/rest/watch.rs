@@ -112,7 +112,11 @@ fn events(follow: Follow) -> impl Stream<Item = Result<Event, Infallible>> {
                     return None;
                 }
             }
-            follow.applied.changed().await.ok()?;
+            let stopping = follow.front.cluster.stopping.clone();
+            tokio::select! {
+                changed = follow.applied.changed() => changed.ok()?,
+                () = stopping.cancelled() => return None,
+            }
         }
     });
     futures_util::StreamExt::flat_map(pages, |page| {
@@ -156,8 +160,13 @@ fn answers(watch: Watch) -> impl Stream<Item = Result<Event, Infallible>> {
                 watch.last = Some(answer.body);
                 return Some((Ok(Event::default().data(text)), watch));
             }
-            let changed = tokio::time::timeout(LOOK_AGAIN, watch.applied.changed()).await;
-            if matches!(changed, Ok(Err(_))) {
+            let stopping = watch.front.cluster.stopping.clone();
+            let ended = tokio::select! {
+                changed = watch.applied.changed() => changed.is_err(),
+                () = stopping.cancelled() => true,
+                () = tokio::time::sleep(LOOK_AGAIN) => false,
+            };
+            if ended {
                 return None;
             }
             tokio::time::sleep(GATHER).await;

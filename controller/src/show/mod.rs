@@ -3,6 +3,8 @@
 
 mod health;
 mod node;
+#[cfg(test)]
+mod tests;
 mod volume;
 
 pub use health::{Facts, status};
