@@ -2,7 +2,8 @@
 //! a diskless node `k1`, as `storctl quickstart` makes them, with programs, ports and a directory of its own.
 //!
 //! Promises: however the test ends, its processes, mounts and loop devices end too (after a SIGKILL of the test
-//! itself, at the start of the next one). When it failed, its logs are kept and said where.
+//! itself, at the start of the next one). When it failed, or `STOR_TESTS_KEEP_LOGS` is set, its logs are kept and
+//! it is said where.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ pub struct Cluster {
 pub fn with(test: impl FnOnce(&mut Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut cluster = Cluster::start()?;
     let done = test(&mut cluster);
-    if done.is_err() {
+    if done.is_err() || std::env::var_os("STOR_TESTS_KEEP_LOGS").is_some() {
         cluster.keep_logs();
     }
     done
@@ -280,7 +281,7 @@ impl Cluster {
         }
         for (name, pid) in pids {
             wait::until(wait::LONG, &format!("{name} is gone"), || {
-                Ok(!process::is_of(pid, &self.root))
+                Ok(process::is_gone(pid))
             })?;
         }
         Ok(())

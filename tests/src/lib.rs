@@ -1,5 +1,7 @@
 //! End-to-end and fault tests of Stor on real processes, and what they share.
 
+#![expect(clippy::print_stdout, reason = "what a test measured is read in its output")]
+
 pub mod block;
 pub mod clients;
 pub mod cluster;

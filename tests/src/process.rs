@@ -25,6 +25,23 @@ pub fn is_of(pid: i32, dir: &Path) -> bool {
     !needle.is_empty() && line.windows(needle.len()).any(|piece| piece == needle)
 }
 
+/// Whether nothing is left of process `pid`. Its command line goes first, its sockets and files with its last
+/// thread; a zombie holds none.
+pub fn is_gone(pid: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    match state(pid) {
+        None => true,
+        Some(state) => matches!(state, 'Z' | 'X') && threads <= 1,
+    }
+}
+
+/// The letter the kernel has for what a process does.
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name is in brackets and may hold anything.
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// Every process that names `dir` on its command line.
 pub fn all_of(dir: &Path) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -50,7 +67,7 @@ pub fn signal(pid: i32, signal: Signal, dir: &Path) -> anyhow::Result<()> {
 pub fn kill(pid: i32, dir: &Path) -> anyhow::Result<()> {
     signal(pid, Signal::KILL, dir)?;
     wait::until(END, &format!("process {pid} is gone after SIGKILL"), || {
-        Ok(!is_of(pid, dir))
+        Ok(is_gone(pid))
     })
 }
 
@@ -58,14 +75,8 @@ pub fn kill(pid: i32, dir: &Path) -> anyhow::Result<()> {
 pub fn pause(pid: i32, dir: &Path) -> anyhow::Result<()> {
     signal(pid, Signal::STOP, dir)?;
     wait::until(END, &format!("process {pid} is stopped"), || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
-            .with_context(|| format!("process {pid} is gone"))?;
-        // The name is in brackets and may hold anything.
-        let state = stat
-            .rsplit(')')
-            .next()
-            .and_then(|rest| rest.split_whitespace().next());
-        Ok(state == Some("T"))
+        let state = state(pid).with_context(|| format!("process {pid} is gone"))?;
+        Ok(state == 'T')
     })
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use stor_api::objects::{
@@ -149,6 +150,30 @@ impl<'a> Volume<'a> {
         self.medium(&self.attach(CLIENT, "socket", false)?)
     }
 
+    /// Asks for it on a node where it must not be served, and watches for a while. Returns why it is not.
+    pub fn is_not_served(&self, node: &str, while_: Duration) -> anyhow::Result<String> {
+        let wish = wish(node, "socket", false);
+        if let Err(error) = self.cluster.run(self.cluster.client().attach(self.name, &wish)) {
+            return Ok(error.to_string());
+        }
+        let start = Instant::now();
+        loop {
+            let shown = self.shown()?;
+            if shown
+                .attachments
+                .iter()
+                .any(|a| a.state == AttachmentState::Attached)
+            {
+                bail!("{} is served on {node}: {shown:?}", self.name);
+            }
+            if start.elapsed() > while_ {
+                let reasons: Vec<String> = shown.attachments.into_iter().map(|a| a.reason).collect();
+                return Ok(format!("{:?} {} {reasons:?}", shown.state, shown.reason));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// How clients of an attachment reach the volume.
     pub fn medium(&self, attachment: &Attachment) -> anyhow::Result<Medium> {
         if !attachment.device.is_empty() {
@@ -269,14 +294,24 @@ impl<'a> Volume<'a> {
         Ok(())
     }
 
-    /// Writes the first `slots` blocks, once each, and flushes.
+    /// Writes the first `slots` blocks, once each, many in a request, and flushes.
     pub fn fill(&self, medium: &Medium, slots: usize) -> anyhow::Result<History> {
+        const AT_ONCE: usize = 64;
         let mut history = History::new(0, slots);
         let mut open = medium.open()?;
-        for slot in history.slots() {
-            let number = history.send(slot)?;
-            open.write(slot * BLOCK as u64, &block::fill(slot, number))?;
-            history.acknowledged(slot, number)?;
+        let all: Vec<u64> = history.slots().collect();
+        for slots in all.chunks(AT_ONCE) {
+            let mut bytes = Vec::new();
+            let mut numbers = Vec::new();
+            for slot in slots {
+                let number = history.send(*slot)?;
+                bytes.extend(block::fill(*slot, number));
+                numbers.push((*slot, number));
+            }
+            open.write(slots.first().copied().unwrap_or(0) * BLOCK as u64, &bytes)?;
+            for (slot, number) in numbers {
+                history.acknowledged(slot, number)?;
+            }
         }
         open.flush()?;
         Ok(history)

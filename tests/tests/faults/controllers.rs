@@ -124,11 +124,8 @@ fn dump(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
     // When a migration was run, and how long it took, is the file's own history.
     let local = |line: &&str| line.starts_with("INSERT INTO _sqlx_migrations ");
     let text = String::from_utf8(output.stdout)?;
-    Ok(text
-        .lines()
-        .filter(|line| !local(line))
-        .map(|line| format!("{line}\n"))
-        .collect())
+    let lines: Vec<&str> = text.lines().filter(|line| !local(line)).collect();
+    Ok(lines.join("\n"))
 }
 
 /// The first line that differs.

@@ -16,5 +16,6 @@ mod controllers;
 mod engine;
 mod leader;
 mod power;
+mod replicas;
 mod resync;
 mod takeover;

@@ -34,8 +34,8 @@ fn a_replica_that_missed_a_mebibyte_gets_about_a_mebibyte() -> anyhow::Result<()
             }
             anyhow::Ok(open.flush()?)
         };
-        for region in (0..BEFORE).step_by(MIB as usize) {
-            write(&mut open, region, 4 * BLOCK as u64)?;
+        for region in 0..BEFORE / MIB {
+            write(&mut open, region * MIB, 4 * BLOCK as u64)?;
         }
         for node in ["s1", "s2"] {
             let (_, metadata) = volume.files(node)?;

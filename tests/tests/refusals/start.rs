@@ -175,6 +175,8 @@ fn a_quickstart_that_can_t_be_is_refused_and_disturbs_nothing() -> anyhow::Resul
         );
         let left = process::all_of(&cluster.dir());
         ensure!(left.is_empty(), "it left processes {left:?}");
+        // What it had started already ended when it was told to.
+        ensure!(!said.contains("killing"), "{said}");
         drop(taken);
 
         // The same cluster, with its volume attached where it was.
