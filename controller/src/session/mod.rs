@@ -8,14 +8,14 @@
 //! satellites dial the new leader. Nothing in a session is state: it can end at any moment.
 
 pub mod desired;
+mod open;
 mod requests;
 #[cfg(test)]
 mod tests;
 pub mod wire;
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::Stream;
@@ -28,6 +28,8 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+
+pub use open::{Sessions, follow_desired};
 
 use crate::catalogue::{Action, Kind, Object, Refused, load};
 use crate::cluster::{Cluster, Trouble, now};
@@ -43,71 +45,6 @@ const REQUESTS: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A session without any message for this long is dead: its satellite is gone or stuck.
 const SILENCE: Duration = Duration::from_secs(15);
-
-/// The open sessions of this controller.
-#[derive(Debug, Default)]
-pub struct Sessions {
-    open: Mutex<BTreeMap<String, Open>>,
-}
-
-#[derive(Debug)]
-struct Open {
-    /// Entry of the log that last touched what the node should hold.
-    desired: watch::Sender<u64>,
-    replaced: CancellationToken,
-}
-
-impl Sessions {
-    fn begin(&self, node: &str) -> (watch::Receiver<u64>, CancellationToken) {
-        let (sender, receiver) = watch::channel(0);
-        let replaced = CancellationToken::new();
-        let open = Open {
-            desired: sender,
-            replaced: replaced.clone(),
-        };
-        if let Some(old) = self.lock().insert(node.to_owned(), open) {
-            old.replaced.cancel();
-        }
-        (receiver, replaced)
-    }
-
-    /// Ends the registration, unless a newer session has taken the place.
-    fn end(&self, node: &str, mine: &CancellationToken) {
-        if !mine.is_cancelled() {
-            self.lock().remove(node);
-        }
-    }
-
-    /// Tells sessions that their node's desired state may have changed.
-    pub fn touch(&self, touched: &[(String, u64)]) {
-        let open = self.lock();
-        for (node, index) in touched {
-            if let Some(open) = open.get(node) {
-                open.desired.send_if_modified(|at| {
-                    let newer = *index > *at;
-                    *at = (*at).max(*index);
-                    newer
-                });
-            }
-        }
-    }
-
-    /// Ends the session of a deleted node.
-    pub fn close(&self, node: &str) {
-        if let Some(open) = self.lock().remove(node) {
-            open.replaced.cancel();
-        }
-    }
-
-    /// Number of open sessions.
-    pub fn count(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// The gRPC service.
 #[derive(Clone, Debug)]
@@ -393,38 +330,4 @@ impl Session<'_> {
             Err(_) => Err(Status::deadline_exceeded("the satellite takes no messages")),
         }
     }
-}
-
-/// Tells sessions of every change of what their nodes should hold, until the Raft node ends. Many entries
-/// applied together are one look.
-pub async fn follow_desired(cluster: Arc<Cluster>) {
-    let mut applied = cluster.raft.applied();
-    let mut seen = 0;
-    loop {
-        let now_at = *applied.borrow_and_update();
-        match touched_since(&cluster, seen).await {
-            Ok(touched) => {
-                cluster.sessions.touch(&touched);
-                seen = touched
-                    .iter()
-                    .map(|(_, index)| *index)
-                    .max()
-                    .unwrap_or(seen)
-                    .max(seen);
-            }
-            Err(error) => {
-                tracing::error!(error = %error, applied = now_at, "reading what changed for satellites failed");
-                tokio::time::sleep(HEARTBEAT).await;
-                continue;
-            }
-        }
-        if applied.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn touched_since(cluster: &Cluster, seen: u64) -> Result<Vec<(String, u64)>, Trouble> {
-    let mut look = cluster.look_local().await?;
-    Ok(load::desired_since(look.rows(), seen).await?)
 }
