@@ -212,9 +212,10 @@ pub struct Superblock {
     /// Volatile state when `view` was stored: differs from now, then writes acknowledged since may be gone
     /// (R8, R9).
     pub cache: CacheId,
-    /// It had lost acknowledged writes and has not been made equal to a better copy since (R8). Set when a view
-    /// is stored after a loss, cleared when an engine says so; outlives engines that do not get that far.
-    pub doubt: bool,
+    /// It had lost acknowledged writes when this epoch began and has not been made equal to a better copy
+    /// since (R8); zero: it has not. Set when a view is stored after a loss, cleared when an engine says so;
+    /// outlives engines that do not get that far.
+    pub doubt: Epoch,
     /// The disk failed here (R15); only a new replica ends this.
     pub failed: bool,
     /// Out-of-sync maps: absent replica and config where the map begins, by slot.
@@ -248,7 +249,8 @@ impl Superblock {
         out.extend(self.view.epoch.0.to_le_bytes());
         out.extend(self.view.config.0.to_le_bytes());
         out.extend(self.cache.0.as_bytes());
-        out.extend([u8::from(self.failed), u8::from(self.doubt)]);
+        out.push(u8::from(self.failed));
+        out.extend(self.doubt.0.to_le_bytes());
         out.push(u8::try_from(self.in_sync.len()).unwrap_or(u8::MAX));
         self.in_sync
             .iter()
@@ -275,7 +277,7 @@ impl Superblock {
             },
             cache: CacheId(from.uuid()?),
             failed: from.flag()?,
-            doubt: from.flag()?,
+            doubt: Epoch(from.u64()?),
             in_sync: Vec::new(),
             maps: Vec::new(),
         };
@@ -302,7 +304,7 @@ impl Superblock {
             in_sync: member.into_iter().collect(),
             cache,
             failed: false,
-            doubt: false,
+            doubt: Epoch(0),
             maps: vec![None; SLOTS],
         }
     }

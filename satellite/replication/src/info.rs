@@ -11,8 +11,8 @@ pub struct Info {
     pub cache: CacheId,
     /// No write acknowledged under the stored view was lost (R8).
     pub cache_kept: bool,
-    /// It lost some before that, and was not made good.
-    pub doubt: bool,
+    /// It lost some before this epoch, and was not made good; zero: it is right.
+    pub doubt: Epoch,
     /// The view it had stored before this engine came.
     pub stored: View,
     /// Whether that view's in-sync set held this replica.
@@ -41,7 +41,8 @@ impl Info {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(80 + self.maps.len() * 12);
         out.extend(self.cache.0.as_bytes());
-        out.extend([self.cache_kept, self.doubt, self.in_sync].map(u8::from));
+        out.extend([self.cache_kept, self.in_sync].map(u8::from));
+        out.extend(self.doubt.0.to_le_bytes());
         out.extend(self.stored.epoch.0.to_le_bytes());
         out.extend(self.stored.config.0.to_le_bytes());
         out.extend(self.lineage.0.as_bytes());
@@ -57,8 +58,8 @@ impl Info {
         let info = Self {
             cache: CacheId(from.uuid()?),
             cache_kept: from.flag()?,
-            doubt: from.flag()?,
             in_sync: from.flag()?,
+            doubt: Epoch(from.u64()?),
             stored: View {
                 epoch: Epoch(from.u64()?),
                 config: ConfigSeq(from.u64()?),

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::body::Body;
 use crate::catalogue::{Change, EjectReason, MemberState, Refusal, VolumeRow};
-use crate::ids::{ConfigSeq, ReplicaId};
+use crate::ids::{ConfigSeq, Epoch, ReplicaId};
 use crate::info::Roster;
 use crate::time::Time;
 use crate::wire::{Kind, flags};
@@ -89,7 +89,7 @@ impl<P: Clone> Engine<P> {
             peer.lost = false;
             if let Some(info) = &mut peer.info {
                 info.cache_kept = true;
-                info.doubt = false;
+                info.doubt = Epoch(0);
             }
         }
         let message = Message {
@@ -388,7 +388,11 @@ impl<P: Clone> Engine<P> {
                 };
                 self.stirred = true;
             }
-            Phase::Stopping { .. } | Phase::Stopped { .. } | Phase::Fenced | Phase::Failed(_) => {}
+            Phase::Failed(_) => {
+                self.phase = Phase::Stopped { clean: false };
+                self.stirred = true;
+            }
+            Phase::Stopping { .. } | Phase::Stopped { .. } | Phase::Fenced => {}
         }
     }
 

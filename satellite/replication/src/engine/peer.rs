@@ -1,5 +1,6 @@
 //! One replica as the engine sees it: its connection, what was sent and not answered, its lease.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use super::resync::Sync;
 use super::{Command, Engine, LinkId, Phase, REQUEST_DEADLINE, SILENCE};
 use crate::body::Body;
 use crate::catalogue::{EjectReason, MemberState};
-use crate::ids::{CacheId, IoId, OpId, ReplicaId};
+use crate::ids::{CacheId, Epoch, IoId, OpId, ReplicaId};
 use crate::info::Info;
 use crate::time::{LEASE, LEASE_MARGIN, Time};
 use crate::wire::{Header, Kind, Status, flags};
@@ -151,16 +152,22 @@ impl<P> Peer<P> {
 
     /// It has everything that was ever acknowledged while it was in the set.
     pub(super) fn is_right(&self) -> bool {
-        self.worth() == 2
+        self.loss() == Some(Epoch(0))
     }
 
-    /// How good a source for what members may differ in: one that lost nothing before one that lost
-    /// nothing lately, before one that just did.
-    //= docs/replication.md#R8
-    pub(super) fn worth(&self) -> u8 {
+    /// Which of its writes it lost, if it was not made good since: those of before this epoch. `None`: it
+    /// just lost some, or is not known.
+    fn loss(&self) -> Option<Epoch> {
         self.info
             .as_ref()
-            .map_or(0, |info| u8::from(info.cache_kept) * (2 - u8::from(info.doubt)))
+            .filter(|info| info.cache_kept)
+            .map(|info| info.doubt)
+    }
+
+    /// How good a source for what members may differ in: the longer ago a member lost anything, the better.
+    //= docs/replication.md#R8
+    pub(super) fn worth(&self) -> Reverse<u64> {
+        Reverse(self.loss().map_or(u64::MAX, |epoch| epoch.0))
     }
 
     /// It had no room for writes that are still to be done.

@@ -111,6 +111,7 @@ impl<P: Clone> Replica<P> {
         };
         let status = match (&result, header.kind) {
             (Ok(_), _) => Status::Ok,
+            (Err(DiskError::Transient), _) => return self.start_over(conn, out),
             (Err(_), Kind::Read) => Status::MediaError,
             (Err(DiskError::NoSpace), Kind::Write | Kind::Zero) => Status::NoSpace,
             (Err(_), _) => {
@@ -126,6 +127,14 @@ impl<P: Clone> Replica<P> {
                 self.answer(arrived, conn, &header, data.map_or(Body::None, Body::Data), out);
             }
             _ => reply(out, conn, &header, status),
+        }
+    }
+
+    /// Something could not be done just now. Its engine sends it again on a new connection, after a pause.
+    fn start_over(&mut self, conn: ConnId, out: &mut Vec<Command<P>>) {
+        if self.session.as_ref().is_some_and(|session| session.conn == conn) {
+            out.push(Command::Drop { conn });
+            self.gone(conn);
         }
     }
 
@@ -180,6 +189,11 @@ impl<P: Clone> Replica<P> {
         let status = match error {
             DiskError::NoSpace => Status::NoSpace,
             DiskError::Failed => Status::DiskFailed,
+            DiskError::Transient => {
+                self.maps.batch_done(now, false);
+                let conn = self.session.as_ref().map(|session| session.conn);
+                return conn.into_iter().for_each(|conn| self.start_over(conn, out));
+            }
         };
         self.maps.batch_done(now, false);
         if error == DiskError::Failed {

@@ -18,6 +18,8 @@ mod session;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use uuid::Uuid;
+
 use crate::body::Body;
 use crate::disk::{Page, PageId, Superblock};
 use crate::ids::{CacheId, ConnId, Epoch, ReplicaId, View, VolumeId};
@@ -70,6 +72,8 @@ pub enum Event<P> {
 pub enum DiskError {
     /// No space left.
     NoSpace,
+    /// The system was short of something that is not the disk's (memory, mostly): worth trying again.
+    Transient,
     /// Anything else.
     Failed,
 }
@@ -143,6 +147,9 @@ pub enum DiskAction<P> {
     /// Make everything done before durable.
     Flush,
 }
+
+/// Tells the opening after a failure from the one before; any number does.
+const FAILED_BEFORE: u128 = 0x5f61_696c_6564_0000_0000_0000_0000_0000;
 
 #[derive(Debug)]
 struct Session {
@@ -218,7 +225,17 @@ impl<P: Clone> Replica<P> {
         now: Time,
         read: &mut dyn FnMut(u64, usize) -> Result<Vec<u8>, E>,
     ) -> Result<Self, LoadError<E>> {
-        let (superblock, maps) = Maps::load(volume, id, read)?;
+        let (mut superblock, maps) = Maps::load(volume, id, read)?;
+        let cache = if std::mem::take(&mut superblock.failed) {
+            // A new opening of a disk that failed (R15): what it acknowledged and was not flushed may be
+            // gone, which is what another identity of the volatile state says (R9).
+            // The page's number makes it one that was never used before.
+            CacheId(Uuid::from_u128(
+                cache.0.as_u128() ^ u128::from(maps.superblock_number()) ^ FAILED_BEFORE,
+            ))
+        } else {
+            cache
+        };
         // A process that ended may have granted a lease just before: assume it did, if it ever promised.
         let lease = match superblock.fence {
             Epoch(0) => (Epoch(0), Time::default()),

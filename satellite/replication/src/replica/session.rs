@@ -2,7 +2,7 @@
 
 use super::{Command, Opening, Replica, Session, Waiting, reply};
 use crate::body::Body;
-use crate::ids::{ConnId, View};
+use crate::ids::{ConnId, Epoch, View};
 use crate::info::{Info, Roster};
 use crate::time::Time;
 use crate::wire::{Header, Status, flags};
@@ -127,8 +127,11 @@ impl<P: Clone> Replica<P> {
         self.superblock.in_sync = roster.in_sync;
         //= docs/replication.md#R8
         // Remembered beyond this engine, which may not live to make it good.
-        let lost = self.superblock.cache != self.cache;
-        self.superblock.doubt = (self.superblock.doubt || lost) && header.flags & flags::WHOLE == 0;
+        if header.flags & flags::WHOLE != 0 {
+            self.superblock.doubt = Epoch(0);
+        } else if self.superblock.cache != self.cache {
+            self.superblock.doubt = header.view.epoch;
+        }
         self.superblock.cache = self.cache;
         self.maps.touch_superblock();
         self.answer_when_stored(now, conn, header);

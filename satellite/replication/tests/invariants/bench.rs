@@ -312,7 +312,7 @@ impl Rig {
                 let info = Info {
                     cache: cache(1),
                     cache_kept: true,
-                    doubt: false,
+                    doubt: Epoch(0),
                     stored: view(2, 0),
                     in_sync: true,
                     lineage: LINEAGE,

@@ -2,7 +2,8 @@
 //! A failed write or flush ends the replica: it is not tried again.
 
 use stor_replication::body::Body;
-use stor_replication::replica::{DiskAction, DiskError, Event};
+use stor_replication::info::Info;
+use stor_replication::replica::{Command, DiskAction, DiskError, Event};
 use stor_replication::wire::{Kind, Status, flags};
 
 use crate::bench::{Bench, block, cache, disk, status, view};
@@ -24,12 +25,33 @@ fn a_failed_flush_is_not_tried_again() {
     let out = bench.ask(1, again, Body::None);
     assert_eq!(disk(&out), []);
     assert_eq!(status(&out, again.op), Some(Status::DiskFailed));
-    // Nor after a restart.
-    let mut bench = bench.restart(cache(1));
-    let mut open = bench.header(Kind::Open, view(2, 0));
-    open.flags = flags::MEMBER;
-    let out = bench.ask(2, open, Body::None);
-    assert_eq!(status(&out, open.op), Some(Status::DiskFailed));
+}
+
+#[test]
+fn the_next_opening_says_that_its_cache_was_lost() {
+    let mut seen = vec![cache(1)];
+    let mut bench = Bench::new();
+    for epoch in [1, 1, 2] {
+        bench.now = bench.now + std::time::Duration::from_secs(5);
+        bench.open(1, view(epoch, 0), &[]);
+        let flush = bench.header(Kind::Flush, view(epoch, 0));
+        let out = bench.ask(1, flush, Body::None);
+        bench.disk_done(disk(&out)[0].0, Err(DiskError::Failed));
+        bench.stored();
+        bench = bench.restart(cache(1));
+        let mut open = bench.header(Kind::Open, view(epoch, 0));
+        open.flags = flags::MEMBER;
+        bench.now = bench.now + std::time::Duration::from_secs(5);
+        let out = bench.ask(2, open, Body::None);
+        let info = out.iter().find_map(|command| match command {
+            Command::Reply { body, .. } => Info::decode(body.bytes()),
+            _ => None,
+        });
+        let info = info.expect("it opens anew");
+        assert!(!info.cache_kept);
+        assert!(!seen.contains(&info.cache), "an identity used before");
+        seen.push(info.cache);
+    }
 }
 
 #[test]

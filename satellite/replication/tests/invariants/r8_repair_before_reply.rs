@@ -2,6 +2,7 @@
 //! After an unclean end members are made equal before a read shows either; who lost its cache is no source.
 
 use stor_replication::engine::{FailReason, Request, State};
+use stor_replication::ids::Epoch;
 use stor_replication::wire::{Kind, Status, flags};
 
 use crate::bench::{A, B, Bench, Rig, block, cache, row, view};
@@ -99,7 +100,11 @@ fn a_loss_is_remembered_until_an_engine_has_made_it_good() {
     let mut out = bench.ask(1, store, stor_replication::body::Body::Bytes(roster.encode()));
     out.extend(bench.stored());
     assert_eq!(crate::bench::status(&out, store.op), Some(Status::Ok));
-    assert!(bench.replica.superblock().doubt);
+    assert_eq!(bench.replica.superblock().doubt, Epoch(2));
     bench.store_view(1, view(2, 0), &[]);
-    assert!(!bench.replica.superblock().doubt, "an engine said it is right");
+    assert_eq!(
+        bench.replica.superblock().doubt,
+        Epoch(0),
+        "an engine said it is right"
+    );
 }

@@ -1,8 +1,10 @@
 //! What goes wrong, and when: each seed has its own selection.
 
+use stor_replication::disk::{PAGE, PageId, decode_superblock};
+
 use crate::disk::BLOCK;
 use crate::rng::Rng;
-use crate::world::{CONTROLLER, MS, NODES, SECOND, SIZE, What, World};
+use crate::world::{CONTROLLER, MS, NODES, SECOND, SIZE, VOLUME, What, World};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
@@ -245,6 +247,18 @@ impl World {
                 .satellite
                 .as_ref()
                 .is_some_and(|s| s.replica.superblock().failed)
+    }
+
+    fn failure_is_stored(&self, node: usize) -> bool {
+        let Some((id, disk)) = &self.nodes[node].store else {
+            return false;
+        };
+        let place = PageId::Superblock;
+        let (a, b) = (
+            disk.read_meta(place.offset(false), PAGE),
+            disk.read_meta(place.offset(true), PAGE),
+        );
+        decode_superblock(&a, &b, VOLUME, *id).is_ok_and(|(_, superblock)| superblock.failed)
     }
 
     fn cut(&mut self, from: usize, to: usize, length: u64) {
