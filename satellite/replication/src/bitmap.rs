@@ -154,7 +154,8 @@ impl Bitmap {
             word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
             let mut word = u64::from_le_bytes(word);
             while word != 0 {
-                self.set((first + index as u64) * 64 + u64::from(word.trailing_zeros()));
+                let index = first.saturating_add(index as u64).saturating_mul(64);
+                self.set(index.saturating_add(u64::from(word.trailing_zeros())));
                 word &= word - 1;
             }
         }

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use crate::catalogue::MAX_REPLICAS;
 use crate::ids::{CacheId, ConfigSeq, Epoch, Lineage, ReplicaId, View};
 
 /// A replica's answer to [`crate::wire::Kind::Open`].
@@ -92,7 +93,7 @@ impl Roster {
     /// From bytes; `None` if they are not what [`Roster::encode`] makes.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut from = Reader(bytes);
-        let count = from.u16()?;
+        let count = from.u16().filter(|count| usize::from(*count) <= MAX_REPLICAS)?;
         let in_sync = (0..count)
             .map(|_| from.u32().map(ReplicaId))
             .collect::<Option<_>>()?;
@@ -148,7 +149,7 @@ impl Reader<'_> {
     }
 
     pub(crate) fn absent(&mut self) -> Option<Vec<(ReplicaId, ConfigSeq)>> {
-        let count = self.u16()?;
+        let count = self.u16().filter(|count| usize::from(*count) <= MAX_REPLICAS)?;
         (0..count)
             .map(|_| Some((ReplicaId(self.u32()?), ConfigSeq(self.u64()?))))
             .collect()

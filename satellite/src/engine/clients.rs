@@ -5,10 +5,10 @@ use stor_replication::engine::{Event, Request};
 use stor_replication::range::ByteRange;
 use stor_transport::nbd;
 
-use super::fuse;
 use super::nbd::Client;
 use super::request::{Answer, Asker};
 use super::shell::{ACCEPT, CLIENT_RECV, CLIENT_SEND, MAX_CLIENTS, Shell};
+use super::{fuse, guest};
 use crate::data::Data;
 
 impl Shell {
@@ -41,11 +41,11 @@ impl Shell {
     }
 
     pub(super) fn client_received(&mut self, id: u64, completion: Completion) {
-        let pause = self.requests.is_full();
-        self.paused |= pause;
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
+        let pause = self.requests.is_full() || client.is_stuffed();
+        self.paused |= pause;
         let mut came = Vec::new();
         let received = client.received(
             completion,
@@ -57,6 +57,9 @@ impl Shell {
         );
         if !self.answered.contains(&id) {
             self.answered.push(id);
+        }
+        if !came.is_empty() && !std::mem::replace(&mut self.guest_noted, true) {
+            guest::note(&self.control);
         }
         for (request, payload) in came {
             let range = ByteRange::new(request.offset, u64::from(request.length));

@@ -8,6 +8,7 @@
 mod agent;
 mod clients;
 mod fuse;
+mod guest;
 mod links;
 mod nbd;
 mod request;

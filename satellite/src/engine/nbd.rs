@@ -21,6 +21,9 @@ const INBOX: usize = 32 << 10;
 /// A refused write's payload is read over up to this; a longer one ends the connection.
 const MAX_SKIP: u32 = 64 << 20;
 
+/// Replies, bytes, that may wait for a client to take the ones before; then no more requests are taken from it.
+const MAX_REPLIES: usize = 32 << 20;
+
 /// Why a client is let go.
 #[derive(Debug, Error)]
 pub(super) enum ClientError {
@@ -61,6 +64,8 @@ pub(super) struct Client {
     skip: u32,
     paused: bool,
     out: Vec<Piece>,
+    /// Bytes queued and not yet handed to a send.
+    out_bytes: usize,
     sending: bool,
     /// Disconnects once everything is answered.
     leaving: bool,
@@ -93,6 +98,7 @@ impl Client {
             skip: 0,
             paused: false,
             out: vec![Piece::Bytes(greeting.into())],
+            out_bytes: 0,
             sending: false,
             leaving: false,
             waiting: 0,
@@ -153,6 +159,11 @@ impl Client {
             reactor.recv(self.fd, inbox, have, self.recv_token);
         }
         Ok(())
+    }
+
+    /// It asks for more than it takes.
+    pub(super) fn is_stuffed(&self) -> bool {
+        self.out_bytes > MAX_REPLIES
     }
 
     /// Goes on receiving.
@@ -283,6 +294,7 @@ impl Client {
                 } else {
                     Piece::copy(&nbd::simple(cookie, None))
                 });
+                self.out_bytes += data.len();
                 self.out.push(Piece::Shared(data.buffer, data.range));
             }
             (Ok(_), _) => self.out.push(Piece::copy(&nbd::success(cookie))),
@@ -306,6 +318,7 @@ impl Client {
     pub(super) fn flush(&mut self, reactor: &mut Reactor) -> bool {
         if !self.sending && !self.out.is_empty() {
             self.sending = true;
+            self.out_bytes = 0;
             let spare = reactor.pieces();
             reactor.send(self.fd, std::mem::replace(&mut self.out, spare), self.send_token);
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stor_device::{BufPool, Completion, Fd, Reactor, clock};
@@ -14,6 +14,7 @@ use stor_transport::nbd::Export;
 
 use super::agent::AgentLink;
 use super::fuse::{self, Fuse};
+use super::guest;
 use super::links::Link;
 use super::nbd::Client;
 use super::request::{Asker, Requests};
@@ -62,6 +63,10 @@ pub(super) struct Shell {
     pub(super) answered: Vec<u64>,
     pub(super) fuse: Option<Fuse>,
     pub(super) requests: Requests,
+    /// For notes beside it.
+    pub(super) control: PathBuf,
+    /// That there is a client is noted.
+    pub(super) guest_noted: bool,
     /// Somebody may be waiting for [`Requests::is_full`] to end.
     pub(super) paused: bool,
     pub(super) report_at: Time,
@@ -78,7 +83,11 @@ impl Shell {
     ) -> Result<Self, EngineError> {
         let pool = BufPool::keeping(KEEP);
         let row = config.row.clone();
-        let guest_alive = args.fuse.is_some() && fuse::earlier_session(&args.control).is_some();
+        let guest_alive = match config.transport {
+            Transport::Fuse => fuse::earlier_session(&args.control).is_some(),
+            Transport::Socket { .. } => guest::may_live(&args.control),
+            Transport::None => false,
+        };
         let local = row
             .replicas
             .iter()
@@ -135,6 +144,8 @@ impl Shell {
             answered: Vec::new(),
             fuse: mount,
             requests: Requests::default(),
+            control: args.control,
+            guest_noted: false,
             paused: false,
             report_at: Time::default(),
             report_due: true,
@@ -153,6 +164,7 @@ impl Shell {
             match self.engine.state(now()) {
                 State::Stopped { clean } => {
                     self.last_words();
+                    guest::forget(&self.control);
                     self.agent.stopped(clean);
                     tracing::info!(clean, "engine ends");
                     return Ok(());
@@ -188,9 +200,10 @@ impl Shell {
     /// After a batch: sends what it left to be sent, lets waiting clients go on, reports.
     fn settle(&mut self) {
         if self.paused && !self.requests.is_full() {
-            self.paused = false;
-            self.clients
-                .values_mut()
+            let (stuffed, free): (Vec<_>, Vec<_>) =
+                self.clients.values_mut().partition(|client| client.is_stuffed());
+            self.paused = !stuffed.is_empty();
+            free.into_iter()
                 .for_each(|client| client.resume(&mut self.reactor));
             if let Some(fuse) = &mut self.fuse {
                 fuse.resume(&mut self.reactor);

@@ -3,6 +3,7 @@
 //! A replica exists once its metadata file has its name: data and metadata are made under other names,
 //! made durable, and renamed data first. A crash in between leaves files that the next attempt replaces.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
@@ -63,12 +64,37 @@ pub(super) enum OpenError {
     },
 }
 
-/// An opened replica.
+/// The opened files of a replica, with all of its metadata in memory.
 #[derive(Debug)]
-pub(super) struct Opened {
-    pub(super) core: Replica<Data>,
+pub(super) struct Files {
     pub(super) data: OwnedFd,
     pub(super) meta: OwnedFd,
+    data_size: u64,
+    /// What the state machine will ask for, by offset.
+    pages: HashMap<u64, Vec<u8>>,
+}
+
+impl Files {
+    /// Makes the state machine; reads nothing any more.
+    pub(super) fn load(&self, spec: &ReplicaSpec, now: Time) -> Result<Replica<Data>, OpenError> {
+        let mut read = |offset: u64, _: usize| {
+            self.pages
+                .get(&offset)
+                .cloned()
+                .ok_or(io::ErrorKind::NotFound.into())
+        };
+        let core = Replica::load(spec.volume, spec.replica, spec.cache, now, &mut read)
+            .map_err(bad_metadata(spec))?;
+        let expected = core.superblock().size;
+        if self.data_size < expected {
+            return Err(OpenError::Short {
+                path: spec.data.clone(),
+                found: self.data_size,
+                expected,
+            });
+        }
+        Ok(core)
+    }
 }
 
 /// Makes the files, if asked and needed. May take a while: it flushes. Not for the data thread.
@@ -123,8 +149,8 @@ fn make_meta(spec: &ReplicaSpec, path: &Path, in_sync: bool) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Opens a replica that is there.
-pub(super) fn open(spec: &ReplicaSpec, now: Time) -> Result<Opened, OpenError> {
+/// Opens a replica that is there and reads its metadata. May take a while: not for the data thread.
+pub(super) fn open(spec: &ReplicaSpec) -> Result<Files, OpenError> {
     if !exists(&spec.meta)? {
         return Err(OpenError::Missing);
     }
@@ -134,30 +160,28 @@ pub(super) fn open(spec: &ReplicaSpec, now: Time) -> Result<Opened, OpenError> {
     let meta = file::open_data(&spec.meta, OpenData::Existing)?;
     take(&meta.fd, &spec.meta)?;
     let mut reader = File::open(&spec.meta).map_err(at("open", &spec.meta))?;
+    let mut pages = HashMap::new();
     let mut read = |offset: u64, len: usize| -> io::Result<Vec<u8>> {
         reader.seek(SeekFrom::Start(offset))?;
         let mut bytes = Vec::with_capacity(len);
         (&mut reader).take(len as u64).read_to_end(&mut bytes)?;
+        pages.insert(offset, bytes.clone());
         Ok(bytes)
     };
-    let core = Replica::load(spec.volume, spec.replica, spec.cache, now, &mut read).map_err(|source| {
-        OpenError::Metadata {
-            path: spec.meta.clone(),
-            source,
-        }
-    })?;
-    if data.size < core.superblock().size {
-        return Err(OpenError::Short {
-            path: spec.data.clone(),
-            found: data.size,
-            expected: core.superblock().size,
-        });
-    }
-    Ok(Opened {
-        core,
+    // Loaded once here, to learn which pages it takes, and once more where it will live.
+    let probe = Replica::<()>::load(spec.volume, spec.replica, spec.cache, Time::default(), &mut read);
+    probe.map_err(bad_metadata(spec))?;
+    Ok(Files {
         data: data.fd,
         meta: meta.fd,
+        data_size: data.size,
+        pages,
     })
+}
+
+fn bad_metadata(spec: &ReplicaSpec) -> impl FnOnce(LoadError<io::Error>) -> OpenError {
+    let path = spec.meta.clone();
+    move |source| OpenError::Metadata { path, source }
 }
 
 /// Takes a file for this process alone. The kernel gives such a lock back when the last reference to the

@@ -6,6 +6,7 @@ use std::io;
 use stor_device::{BufPool, Completion, Fd, Outcome, Reactor, Shared, Sync};
 use stor_replication::disk::PAGE;
 use stor_replication::ids::ConnId;
+use stor_replication::range::ByteRange;
 use stor_replication::replica::{Command, DiskAction, DiskError, Event, Replica, StoredPage};
 use stor_replication::time::Time;
 use stor_replication::wire::Header;
@@ -20,8 +21,12 @@ pub(super) enum Work {
     Read { op: u64, len: usize },
     /// A write or flush of it.
     Write { op: u64 },
-    /// A zeroing; `flush`: it has to be durable, a flush follows.
-    Zero { op: u64, flush: bool },
+    /// A zeroing; `flush`: it has to be durable, a flush follows; `keep`: it was to keep its space.
+    Zero {
+        op: u64,
+        flush: bool,
+        keep: Option<ByteRange>,
+    },
     /// A page of the batch.
     Page,
 }
@@ -134,7 +139,8 @@ impl Served {
                 reactor.write_at(self.data, data.buffer, data.range, range.offset, sync, token);
             }
             DiskAction::Zero { range, discard, fua } => {
-                let token = tokens.token(Work::Zero { op, flush: fua });
+                let keep = (!discard).then_some(range);
+                let token = tokens.token(Work::Zero { op, flush: fua, keep });
                 if discard {
                     reactor.punch_hole(self.data, range.offset, range.len, token);
                 } else {
@@ -190,6 +196,25 @@ impl Served {
         tokens: &mut impl Tokens,
     ) -> Option<Event<Data>> {
         self.pending -= 1;
+        if let (
+            Work::Zero {
+                op,
+                flush,
+                keep: Some(range),
+            },
+            true,
+        ) = (work, is_unsupported(&completion))
+        {
+            // tmpfs, for one, can't zero and keep the space. A hole reads the same.
+            self.pending += 1;
+            let token = tokens.token(Work::Zero {
+                op,
+                flush,
+                keep: None,
+            });
+            reactor.punch_hole(self.data, range.offset, range.len, token);
+            return None;
+        }
         let result = self.checked(work, &completion);
         match (work, result) {
             (Work::Read { op, len }, Ok(())) => {
@@ -200,7 +225,7 @@ impl Served {
                     result: Ok(Some(Data::whole(Shared::from(buf)))),
                 })
             }
-            (Work::Zero { op, flush: true }, Ok(())) => {
+            (Work::Zero { op, flush: true, .. }, Ok(())) => {
                 self.pending += 1;
                 let token = tokens.token(Work::Write { op });
                 reactor.datasync(self.data, token);
@@ -232,13 +257,29 @@ impl Served {
                 io::Error::from(io::ErrorKind::UnexpectedEof)
             }
             (Ok(_), _) => return Ok(()),
-            (Err(error), _) => io::Error::new(error.kind(), error.to_string()),
+            (Err(error), _) => error
+                .raw_os_error()
+                .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error),
         };
         let kind = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::NoSpace,
+            io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {
+                DiskError::Transient
+            }
+            _ if error.raw_os_error() == Some(ENOBUFS) => DiskError::Transient,
             _ => DiskError::Failed,
         };
         tracing::warn!(volume = %self.spec.volume, replica = %self.spec.replica, ?work, %error, "disk operation failed");
         Err(kind)
     }
+}
+
+/// The reactor's own word for too many operations at once.
+const ENOBUFS: i32 = 105;
+
+fn is_unsupported(completion: &Completion) -> bool {
+    completion
+        .result
+        .as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::Unsupported)
 }

@@ -1,7 +1,7 @@
 //! The thread that serves the node's replicas: one reactor, every connection, every file.
 //!
-//! `completions → state machines → operations and answers → submit`, in batches. Files are made on threads
-//! of their own, because that flushes; everything else here never waits.
+//! `completions → state machines → operations and answers → submit`, in batches. Files are made, opened and
+//! first read on threads of their own: a sick disk holds up its own replicas and nothing else.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::TcpListener;
@@ -16,7 +16,7 @@ use stor_replication::replica::Event;
 use stor_replication::time::Time;
 use stor_replication::wire::{Header, Kind, Status};
 
-use super::open::{self, OpenError};
+use super::open::{self, Files, OpenError};
 use super::serve::{Asked, Served, Tokens, Work};
 use super::{ReplicaReport, ReplicaSpec, ReplicaState, Shared};
 use crate::channel::Channel;
@@ -28,6 +28,8 @@ const KEEP: usize = 4 << 20;
 const MAKING: usize = 2;
 /// Connections at once. An engine needs one per replica it uses.
 const MAX_CONNECTIONS: usize = 8192;
+/// Pause after a connection could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long the thread sleeps at most.
 const NAP: Duration = Duration::from_secs(10);
 /// Pause before files that could not be opened are tried again.
@@ -36,8 +38,8 @@ const RETRY: Duration = Duration::from_secs(5);
 const RETRY_IN_USE: Duration = Duration::from_millis(50);
 
 type Key = (VolumeId, ReplicaId);
-/// How the making of a replica went.
-type Made = (Key, Result<(), OpenError>);
+/// How the making or opening of a replica's files went.
+type Made = (Key, Result<Files, OpenError>);
 
 const ACCEPT: u64 = 1 << 56;
 const RECV: u64 = 2 << 56;
@@ -94,6 +96,8 @@ struct Loop<'a> {
     making: usize,
     /// Connections with something to send.
     stirred: Vec<ConnId>,
+    /// When to accept again after that failed.
+    accept_at: Option<Time>,
     changed: bool,
 }
 
@@ -128,6 +132,7 @@ pub(super) fn run(
         made: sync_channel(MAKING),
         making: 0,
         stirred: Vec::new(),
+        accept_at: None,
         changed: false,
     };
     server.reactor.accept(listener, ACCEPT);
@@ -138,7 +143,14 @@ impl Loop<'_> {
     fn serve(&mut self) {
         let mut completions = Vec::new();
         loop {
-            let timeout = self.due.first().map_or(NAP, |(due, _)| due.since(now())).min(NAP);
+            let next = self
+                .due
+                .first()
+                .map(|(due, _)| *due)
+                .into_iter()
+                .chain(self.accept_at)
+                .min();
+            let timeout = next.map_or(NAP, |due| due.since(now())).min(NAP);
             if let Err(error) = self.reactor.wait(Some(timeout), &mut completions) {
                 tracing::error!(%error, "the data thread cannot wait for its work");
                 std::thread::sleep(Duration::from_millis(100));
@@ -198,6 +210,9 @@ impl Loop<'_> {
             Ok(Outcome::Accepted(fd)) if self.conns.len() < MAX_CONNECTIONS => {
                 let id = ConnId(self.next_conn);
                 self.next_conn += 1;
+                if let Err(error) = self.watch_peer(fd) {
+                    tracing::warn!(%error, "a peer that loses power will not be noticed");
+                }
                 let channel = Channel::new(fd, RECV | id.0, SEND | id.0, &mut self.reactor, &self.pool);
                 self.conns.insert(id, Conn { channel, key: None });
             }
@@ -210,11 +225,27 @@ impl Loop<'_> {
             }
             Ok(_) => {}
             Err(error) => {
+                // Out of descriptors, mostly: tried again when some may be free, without holding I/O up.
                 tracing::warn!(%error, "a connection could not be accepted");
-                std::thread::sleep(Duration::from_millis(10));
+                self.accept_at = Some(now() + ACCEPT_AGAIN);
+                return;
             }
         }
         self.reactor.accept(self.listener, ACCEPT);
+    }
+
+    /// A peer whose machine is gone without a word is noticed in about twenty seconds.
+    fn watch_peer(&mut self, fd: Fd) -> std::io::Result<()> {
+        use rustix::net::sockopt;
+        let Some(socket) = self.reactor.descriptor(fd) else {
+            return Ok(());
+        };
+        sockopt::set_socket_keepalive(socket, true)?;
+        sockopt::set_tcp_keepidle(socket, Duration::from_secs(10))?;
+        sockopt::set_tcp_keepintvl(socket, Duration::from_secs(3))?;
+        sockopt::set_tcp_keepcnt(socket, 3)?;
+        sockopt::set_tcp_user_timeout(socket, 20_000)?;
+        Ok(())
     }
 
     fn received(&mut self, id: ConnId, completion: Completion) {
@@ -239,13 +270,14 @@ impl Loop<'_> {
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
-        let served = match self.slots.get_mut(&key) {
-            Some(Slot::Served(served)) if !served.closing => served,
-            _ => {
-                conn.channel.push(&header.reply(Status::WrongReplica), Body::None);
-                return self.stirred.push(id);
-            }
+        let Some(Slot::Served(served)) = self.slots.get_mut(&key) else {
+            // Not here, or not yet: its files may be about to be opened. To the engine this is a replica it
+            // can't reach, which costs nothing for as long as a restart takes.
+            return self.drop_conn(id, "the replica is not served here");
         };
+        if served.closing {
+            return self.drop_conn(id, "the replica is being closed");
+        }
         if conn.key != Some(key) {
             if conn.key.is_some() || header.kind != Kind::Open {
                 conn.channel.push(&header.reply(Status::NotOpen), Body::None);
@@ -314,6 +346,9 @@ impl Loop<'_> {
 
     fn tick(&mut self) {
         let now = now();
+        if self.accept_at.take_if(|at| *at <= now).is_some() {
+            self.reactor.accept(self.listener, ACCEPT);
+        }
         // A deadline that a step leaves in the past is for the next turn: I/O comes in between.
         let later = self
             .due
@@ -395,7 +430,7 @@ impl Loop<'_> {
             let thread = std::thread::Builder::new()
                 .name("make-replica".to_owned())
                 .spawn(move || {
-                    let made = open::make_if_asked(&spec);
+                    let made = open::make_if_asked(&spec).and_then(|()| open::open(&spec));
                     // The server never goes away before its process.
                     drop(tell.send((key, made)));
                     waker.wake();
@@ -423,7 +458,7 @@ impl Loop<'_> {
             let Some(spec) = self.wanted.get(&key).cloned() else {
                 continue;
             };
-            match made.and_then(|()| self.open(key, spec)) {
+            match made.and_then(|files| self.serve_files(key, spec, files)) {
                 Ok(()) => {}
                 Err(error @ OpenError::InUse { .. }) => {
                     tracing::debug!(volume = %key.0, replica = %key.1, %error, "replica is not free yet");
@@ -439,19 +474,17 @@ impl Loop<'_> {
         }
     }
 
-    fn open(&mut self, key: Key, spec: ReplicaSpec) -> Result<(), OpenError> {
-        let opened = open::open(&spec, now())?;
+    fn serve_files(&mut self, key: Key, spec: ReplicaSpec, files: Files) -> Result<(), OpenError> {
+        let core = files.load(&spec, now())?;
         let register = |source| OpenError::File {
             what: "use",
             path: spec.data.clone(),
             source,
         };
-        let data = self.reactor.register(opened.data).map_err(register)?;
-        let meta = self.reactor.register(opened.meta).map_err(register)?;
-        self.slots.insert(
-            key,
-            Slot::Served(Box::new(Served::new(spec, opened.core, data, meta))),
-        );
+        let data = self.reactor.register(files.data).map_err(register)?;
+        let meta = self.reactor.register(files.meta).map_err(register)?;
+        self.slots
+            .insert(key, Slot::Served(Box::new(Served::new(spec, core, data, meta))));
         Ok(())
     }
 

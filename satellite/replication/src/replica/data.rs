@@ -259,7 +259,11 @@ impl<P: Clone> Replica<P> {
         out: &mut Vec<Command<P>>,
     ) {
         let mut from = Reader(runs);
+        // However the runs overlap, no more is done than one pass over the map.
+        let mut left = self.maps.blocks(&self.superblock);
         while let (Some(first), Some(count)) = (from.u64(), from.u64()) {
+            let count = count.min(left);
+            left -= count;
             self.maps
                 .clear_blocks(&self.superblock, ReplicaId(header.length), first, count);
         }

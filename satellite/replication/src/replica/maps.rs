@@ -338,7 +338,7 @@ impl Maps {
         }
     }
 
-    fn blocks(&self, superblock: &Superblock) -> u64 {
+    pub(super) fn blocks(&self, superblock: &Superblock) -> u64 {
         superblock.size.div_ceil(BLOCK)
     }
 

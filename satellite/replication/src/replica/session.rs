@@ -7,6 +7,9 @@ use crate::info::{Info, Roster};
 use crate::time::Time;
 use crate::wire::{Header, Status, flags};
 
+/// Attaches and restarts a replica may have missed while it was away.
+const EPOCH_LEAP: u64 = 1 << 20;
+
 impl<P: Clone> Replica<P> {
     /// An engine asks for a promise. Any session there is ends now, its requests not yet in the disk are
     /// forgotten; the promise is given by [`Replica::try_promise`].
@@ -14,6 +17,10 @@ impl<P: Clone> Replica<P> {
         //= docs/replication.md#R5
         if header.view.epoch < self.superblock.fence {
             return self.refuse_stranger(conn, &header, out);
+        }
+        // Epochs rise by one at a time. A leap is no catalogue's, and stored it would shut every engine out.
+        if header.view.epoch.0 > self.superblock.fence.0.saturating_add(EPOCH_LEAP) {
+            return reply(out, conn, &header, Status::Invalid);
         }
         if self.superblock.failed {
             return reply(out, conn, &header, Status::DiskFailed);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use stor_replication::catalogue::Change;
+use stor_replication::ids::Epoch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -95,6 +96,12 @@ impl VolumeTask {
                 self.asking = false;
                 let Reply::Refused { code, message, .. } = reply else {
                     self.refused.clear();
+                    if let Change::Restart { expect, .. } = change
+                        && self.used == Epoch(u64::MAX)
+                    {
+                        // The note of the last epoch could not be read. The one made just now is unused.
+                        self.used = expect;
+                    }
                     return;
                 };
                 self.ask_not_before = Instant::now() + ASK_AGAIN;
