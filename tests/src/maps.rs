@@ -21,6 +21,21 @@ pub const SUPERBLOCK: [u64; 2] = [0, PAGE as u64];
 /// Offsets of the two copies of the dirty map's first page: enough for 31 GiB.
 pub const DIRTY: [u64; 2] = [2 * PAGE as u64, 3 * PAGE as u64];
 
+/// Both copies of the superblock.
+pub fn superblocks(metadata: &Path) -> anyhow::Result<[[u8; PAGE]; 2]> {
+    let [first, second] = SUPERBLOCK;
+    Ok([read_page(metadata, first)?.1, read_page(metadata, second)?.1])
+}
+
+/// Puts them back.
+pub fn restore(metadata: &Path, superblocks: &[[u8; PAGE]; 2]) -> anyhow::Result<()> {
+    for (offset, page) in SUPERBLOCK.into_iter().zip(superblocks) {
+        let (file, _) = read_page(metadata, offset)?;
+        file.write_all_at(page, offset)?;
+    }
+    Ok(())
+}
+
 /// Overwrites one copy of a page so that its checksum is wrong, as a torn or misdirected write does.
 pub fn damage(metadata: &Path, offset: u64) -> anyhow::Result<()> {
     let (file, mut page) = read_page(metadata, offset)?;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use stor_tests::cluster::{self, CLIENT, CONTROLLERS, Cluster, STORAGE};
 use stor_tests::volume::{self, Volume};
 use stor_tests::writer::{OnLoss, Writer};
-use stor_tests::{process, wait};
+use stor_tests::{process, skip, wait};
 
 #[test]
 fn a_replica_that_hangs_is_taken_out_and_comes_back_when_it_goes_on() -> anyhow::Result<()> {
@@ -100,6 +100,45 @@ fn an_engine_and_a_replica_killed_together_lose_nothing() -> anyhow::Result<()> 
     })
 }
 
+/// Daemons of the whole cluster.
+fn daemons() -> Vec<&'static str> {
+    let all = CONTROLLERS.iter().chain(&STORAGE).chain([&CLIENT]);
+    all.copied().collect()
+}
+
+/// All machines lose their power while a device is in use: its users are gone with them, and the device is there
+/// again, with all that was flushed.
+#[test]
+fn a_device_is_there_again_after_a_power_cut_of_everything() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        if let Some(missing) = skip::without_transport(cluster, CLIENT, "fuse")? {
+            skip::skipped("a device after a power cut", &missing);
+            return Ok(());
+        }
+        let name = format!("t{}", std::process::id());
+        let volume = Volume::create(cluster, &name, volume::SIZE, &["s1", "s2"])?;
+        let medium = volume.medium(&volume.attach(CLIENT, "fuse", false)?)?;
+        let writer = Writer::start(&medium, OnLoss::End)?;
+        writer.wait_for(300)?;
+        let engine = volume.engine(CLIENT)?;
+        cluster.kill(&daemons())?;
+        process::kill(engine, &cluster.dir())?;
+        let mut history = writer.ended()?;
+        cluster.start_again(&CONTROLLERS)?;
+        for node in STORAGE {
+            // The files are all there: that what was not flushed is lost is only what the replicas say.
+            start_without_cache(cluster, node, "after-the-cut")?;
+        }
+        cluster.start_again(&[CLIENT])?;
+        cluster.wait_healthy()?;
+        let medium = volume.medium(&volume.wait_attached(CLIENT)?)?;
+        volume.holds(&medium, &mut history)?;
+        let writer = Writer::go_on(&medium, OnLoss::Fail, history)?;
+        writer.wait_for(300)?;
+        volume.closes_well(CLIENT, &medium, writer.stop()?)
+    })
+}
+
 #[test]
 fn everything_killed_at_once_comes_back_with_all_that_was_acknowledged() -> anyhow::Result<()> {
     cluster::with(|cluster| {
@@ -107,12 +146,7 @@ fn everything_killed_at_once_comes_back_with_all_that_was_acknowledged() -> anyh
         let medium = volume.attach_socket()?;
         let writer = Writer::start(&medium, OnLoss::Reconnect)?;
         writer.wait_for(300)?;
-        let daemons: Vec<&str> = CONTROLLERS
-            .iter()
-            .chain(&STORAGE)
-            .chain([&CLIENT])
-            .copied()
-            .collect();
+        let daemons = daemons();
         let engine = volume.engine(CLIENT)?;
         cluster.kill(&daemons)?;
         process::kill(engine, &cluster.dir())?;
