@@ -19,8 +19,10 @@ use crate::data::Data;
 pub(super) enum Work {
     /// A read of the state machine's operation.
     Read { op: u64, len: usize },
-    /// A write or flush of it.
+    /// A write of it that need not be durable yet.
     Write { op: u64 },
+    /// A durable write or a flush of it.
+    Sync { op: u64 },
     /// A zeroing; `flush`: it has to be durable, a flush follows; `keep`: it was to keep its space.
     Zero {
         op: u64,
@@ -134,8 +136,12 @@ impl Served {
         self.pending += 1;
         match action {
             DiskAction::Write { range, data, fua } => {
-                let sync = if fua { Sync::Dsync } else { Sync::No };
-                let token = tokens.token(Work::Write { op });
+                let (sync, work) = if fua {
+                    (Sync::Dsync, Work::Sync { op })
+                } else {
+                    (Sync::No, Work::Write { op })
+                };
+                let token = tokens.token(work);
                 reactor.write_at(self.data, data.buffer, data.range, range.offset, sync, token);
             }
             DiskAction::Zero { range, discard, fua } => {
@@ -154,7 +160,7 @@ impl Served {
                 reactor.read_at(self.data, pool.take(len), range.offset, len, token);
             }
             DiskAction::Flush => {
-                let token = tokens.token(Work::Write { op });
+                let token = tokens.token(Work::Sync { op });
                 reactor.datasync(self.data, token);
             }
         }
@@ -227,19 +233,20 @@ impl Served {
             }
             (Work::Zero { op, flush: true, .. }, Ok(())) => {
                 self.pending += 1;
-                let token = tokens.token(Work::Write { op });
+                let token = tokens.token(Work::Sync { op });
                 reactor.datasync(self.data, token);
                 None
             }
-            (Work::Write { op } | Work::Zero { op, .. }, Ok(())) => {
+            (Work::Write { op } | Work::Sync { op } | Work::Zero { op, .. }, Ok(())) => {
                 Some(Event::DiskDone { op, result: Ok(None) })
             }
-            (Work::Read { op, .. } | Work::Write { op } | Work::Zero { op, .. }, Err(error)) => {
-                Some(Event::DiskDone {
-                    op,
-                    result: Err(error),
-                })
-            }
+            (
+                Work::Read { op, .. } | Work::Write { op } | Work::Sync { op } | Work::Zero { op, .. },
+                Err(error),
+            ) => Some(Event::DiskDone {
+                op,
+                result: Err(error),
+            }),
             (Work::Page, result) => {
                 self.pages -= 1;
                 self.page_error = self.page_error.or(result.err());
@@ -263,10 +270,14 @@ impl Served {
         };
         let kind = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::NoSpace,
-            io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {
+            // The reactor refused to begin it.
+            _ if error.raw_os_error() == Some(ENOBUFS) => DiskError::Transient,
+            // Nothing is said of the disk; but what was to be durable and failed is final (R15).
+            io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                if !matches!(work, Work::Sync { .. } | Work::Page) =>
+            {
                 DiskError::Transient
             }
-            _ if error.raw_os_error() == Some(ENOBUFS) => DiskError::Transient,
             _ => DiskError::Failed,
         };
         tracing::warn!(volume = %self.spec.volume, replica = %self.spec.replica, ?work, %error, "disk operation failed");

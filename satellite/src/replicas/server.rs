@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -24,8 +25,11 @@ use crate::data::Data;
 
 /// Unused buffers kept: enough for a busy replica, little for an idle node.
 const KEEP: usize = 4 << 20;
-/// Replicas being made at once; more wait their turn.
+/// Replicas of one pool being made or opened at once; more wait their turn. A pool whose disk hangs holds up
+/// its own.
 const MAKING: usize = 2;
+/// Outcomes waiting to be taken; a thread with one more waits for its place.
+const MADE: usize = 64;
 /// Connections at once. An engine needs one per replica it uses.
 const MAX_CONNECTIONS: usize = 8192;
 /// Pause after a connection could not be accepted.
@@ -39,7 +43,7 @@ const RETRY_IN_USE: Duration = Duration::from_millis(50);
 
 type Key = (VolumeId, ReplicaId);
 /// How the making or opening of a replica's files went.
-type Made = (Key, Result<Files, OpenError>);
+type Made = (Key, PathBuf, Result<Files, OpenError>);
 
 const ACCEPT: u64 = 1 << 56;
 const RECV: u64 = 2 << 56;
@@ -93,7 +97,8 @@ struct Loop<'a> {
     /// Deadlines of state machines; entries may be outdated, a tick too many does no harm.
     due: BTreeSet<(Time, Key)>,
     made: (SyncSender<Made>, Receiver<Made>),
-    making: usize,
+    /// By pool.
+    making: HashMap<PathBuf, usize>,
     /// Connections with something to send.
     stirred: Vec<ConnId>,
     /// When to accept again after that failed.
@@ -129,8 +134,8 @@ pub(super) fn run(
         slots: HashMap::new(),
         pending: Pending::default(),
         due: BTreeSet::new(),
-        made: sync_channel(MAKING),
-        making: 0,
+        made: sync_channel(MADE),
+        making: HashMap::new(),
         stirred: Vec::new(),
         accept_at: None,
         changed: false,
@@ -417,42 +422,52 @@ impl Loop<'_> {
 
     /// Starts making or opening what is wanted and not there.
     fn begin_making(&mut self) {
-        let missing: Vec<ReplicaSpec> = self
-            .wanted
-            .iter()
-            .filter(|(key, _)| !self.slots.contains_key(key))
-            .take(MAKING.saturating_sub(self.making))
-            .map(|(_, spec)| spec.clone())
-            .collect();
+        let mut missing = Vec::new();
+        for (key, spec) in &self.wanted {
+            let busy = self.making.entry(pool_of(spec)).or_default();
+            if *busy < MAKING && !self.slots.contains_key(key) {
+                *busy += 1;
+                missing.push(spec.clone());
+            }
+        }
         for spec in missing {
-            let key = (spec.volume, spec.replica);
+            let (key, pool) = ((spec.volume, spec.replica), pool_of(&spec));
+            let place = pool.clone();
             let (tell, waker) = (self.made.0.clone(), self.reactor.waker());
             let thread = std::thread::Builder::new()
                 .name("make-replica".to_owned())
                 .spawn(move || {
                     let made = open::make_if_asked(&spec).and_then(|()| open::open(&spec));
                     // The server never goes away before its process.
-                    drop(tell.send((key, made)));
+                    drop(tell.send((key, place, made)));
                     waker.wake();
                 });
             match thread {
                 Ok(_) => {
-                    self.making += 1;
                     self.slots.insert(key, Slot::Making);
                 }
-                Err(error) => self.try_later(
-                    key,
-                    ReplicaState::Failed(format!("no thread to open it on: {error}")),
-                    RETRY,
-                ),
+                Err(error) => {
+                    self.made_one(&pool);
+                    self.try_later(
+                        key,
+                        ReplicaState::Failed(format!("no thread to open it on: {error}")),
+                        RETRY,
+                    );
+                }
             }
             self.changed = true;
         }
     }
 
+    fn made_one(&mut self, pool: &Path) {
+        if let Some(busy) = self.making.get_mut(pool) {
+            *busy = busy.saturating_sub(1);
+        }
+    }
+
     fn take_made(&mut self) {
-        while let Ok((key, made)) = self.made.1.try_recv() {
-            self.making -= 1;
+        while let Ok((key, pool, made)) = self.made.1.try_recv() {
+            self.made_one(&pool);
             self.changed = true;
             self.slots.remove(&key);
             let Some(spec) = self.wanted.get(&key).cloned() else {
@@ -502,6 +517,11 @@ impl Loop<'_> {
         let report = self.slots.iter().map(|(key, slot)| report(*key, slot)).collect();
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).report = report;
     }
+}
+
+/// The pool's directory: that of the volume's, which the replica's files are in.
+fn pool_of(spec: &ReplicaSpec) -> PathBuf {
+    spec.data.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned()
 }
 
 fn report(key: Key, slot: &Slot) -> ReplicaReport {
