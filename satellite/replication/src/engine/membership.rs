@@ -226,10 +226,11 @@ impl<P: Clone> Engine<P> {
         );
     }
 
-    /// The set may shrink by one.
+    /// The set may do without this member, and without those that are to go anyway.
     //= docs/replication.md#R16
-    pub(super) fn may_lose_one(&self) -> bool {
-        self.members().count() > self.row.least_in_sync()
+    pub(super) fn may_lose(&self, replica: ReplicaId) -> bool {
+        let stay = |(id, peer): &(ReplicaId, &Peer<P>)| *id != replica && peer.fault.is_none();
+        self.members().filter(stay).count() >= self.row.least_in_sync()
     }
 
     /// How long a member may be away before it is removed.

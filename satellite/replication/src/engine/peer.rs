@@ -605,7 +605,7 @@ impl<P: Clone> Engine<P> {
             peer.lost = true;
         }
         //= docs/replication.md#R9
-        if cache_lost && (self.may_lose_one() || !self.members().any(|(_, other)| self.honours(other))) {
+        if cache_lost && (self.may_lose(replica) || !self.members().any(|(_, other)| self.honours(other))) {
             return self.give_up_on(now, replica, EjectReason::CacheLost, out);
         }
         if cache_lost {

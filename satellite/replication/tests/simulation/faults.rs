@@ -133,11 +133,9 @@ impl World {
                 }
             }
             Fault::SatelliteCrash => {
-                if self.nodes[node]
-                    .store
-                    .as_ref()
-                    .is_some_and(|(_, disk)| disk.broken)
-                {
+                // A failure that could not be stored must not be forgotten with the process: that window is in
+                // the document.
+                if self.is_failed(node) && !self.failure_is_stored(node) {
                     self.crash_machine(node, length);
                 } else {
                     self.kill_satellite(node, length);

@@ -29,6 +29,10 @@ struct Value {
     closed: u64,
     /// Survives the loss of every cache.
     flushed: bool,
+    /// Latest end of an operation on it, and the latest begin of those a flush covered: what was read after
+    /// the last flush may be gone, and an older unflushed write with it be back.
+    last_end: u64,
+    durable_begin: u64,
     /// Sent under an epoch that had been superseded.
     never: bool,
 }
@@ -58,6 +62,8 @@ impl Oracle {
                 last_begin: 0,
                 closed: OPEN,
                 flushed: true,
+                last_end: 0,
+                durable_begin: 0,
                 never: false,
             }]
         })
@@ -80,6 +86,8 @@ impl Oracle {
                 last_begin: at,
                 closed: OPEN,
                 flushed: false,
+                last_end: 0,
+                durable_begin: at,
                 never,
             });
         }
@@ -91,6 +99,7 @@ impl Oracle {
             for value in self.block(block).iter_mut().filter(|value| value.write == write) {
                 value.first_end = value.first_end.min(at.min(value.closed.max(value.begun)));
                 value.flushed |= fua;
+                value.last_end = value.last_end.max(at);
             }
         }
     }
@@ -116,6 +125,7 @@ impl Oracle {
             let mut read = values[index].clone();
             read.first_end = read.first_end.min(read.closed.max(read.begun)).min(at);
             read.last_begin = read.last_begin.max(begun);
+            read.last_end = read.last_end.max(at);
             let conflict = values
                 .iter()
                 .enumerate()
@@ -148,6 +158,9 @@ impl Oracle {
         for values in self.blocks.values_mut() {
             for value in values.iter_mut() {
                 value.flushed |= value.first_end < begun;
+                if value.last_end < begun {
+                    value.durable_begin = value.last_begin;
+                }
             }
             if values.len() > 8 {
                 Self::forget_old(values, oldest);
@@ -173,6 +186,12 @@ impl Oracle {
     /// only what was flushed, or what that guest has read, is certain.
     pub(crate) fn caches_lost(&mut self, lost: u64, since: u64, at: u64) {
         for values in self.blocks.values_mut() {
+            for value in values
+                .iter_mut()
+                .filter(|value| value.flushed && value.begun < lost && value.last_begin < since)
+            {
+                value.last_begin = value.durable_begin;
+            }
             Self::forget_old(values, at);
             for value in values
                 .iter_mut()

@@ -196,7 +196,7 @@ impl World {
         let promised = self.nodes[node].satellite.as_ref().unwrap().promised;
         let (_, disk) = self.nodes[node].store.as_mut().unwrap();
         if disk.hangs_until > now {
-            let at = disk.hangs_until;
+            let at = disk.hangs_until.min(now + 100 * MS);
             return self.at(at, What::DiskDone(node, process, op));
         }
         let Some(running) = disk.running.remove(&op) else {
@@ -236,7 +236,7 @@ impl World {
         }
         let (_, disk) = self.nodes[node].store.as_mut().unwrap();
         if disk.hangs_until > now {
-            let at = disk.hangs_until;
+            let at = disk.hangs_until.min(now + 100 * MS);
             return self.at(at, What::PagesDone(node, process));
         }
         let result = if disk.broken {
