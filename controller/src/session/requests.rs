@@ -1,7 +1,7 @@
 //! Requests of satellites: changes of a volume's view, and linearizable reads of it.
 
 use stor_proto::satellite::{self as proto, answer, request};
-use stor_replication::catalogue::VolumeRow;
+use stor_replication::catalogue::{Change, VolumeRow};
 use stor_replication::ids::VolumeId;
 
 use super::desired;
@@ -64,6 +64,12 @@ fn refused(code: &str, message: String, volume: Option<proto::Volume>) -> answer
 
 async fn change_view(cluster: &Cluster, node: &str, ask: &proto::ChangeView) -> Result<answer::Kind, Failed> {
     let (volume, change) = wire::change(ask, node)?;
+    // Counting up from an old catalogue would reach an epoch that is in use elsewhere.
+    if let Change::Restart { .. } = change
+        && let Some(message) = behind(cluster, volume).await?
+    {
+        return Ok(refused("catalogue-behind", message, None));
+    }
     let action = Action::ChangeView {
         volume,
         change,
@@ -81,6 +87,21 @@ async fn change_view(cluster: &Cluster, node: &str, ask: &proto::ChangeView) -> 
         Err(Refused::NoSuch { object }) => Ok(refused("not-found", format!("there is no {object}"), None)),
         Err(other) => Ok(refused("refused", other.to_string(), None)),
     }
+}
+
+/// What is wrong when a replica has seen more than this catalogue.
+async fn behind(cluster: &Cluster, id: VolumeId) -> Result<Option<String>, Failed> {
+    let mut look = cluster.look().await?;
+    let Some(volume) = load::volume(look.rows(), id).await? else {
+        return Ok(None);
+    };
+    Ok(look.seen.ahead_of(&volume.row).map(|(holder, stored)| {
+        format!(
+            "the replica on node {holder} is at view {stored}, the catalogue at {}: restore a newer backup of the \
+             catalogue",
+            volume.row.view
+        )
+    }))
 }
 
 async fn read_volume(cluster: &Cluster, read: &proto::ReadVolume) -> Result<answer::Kind, Failed> {

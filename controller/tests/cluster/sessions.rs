@@ -231,8 +231,8 @@ async fn a_volume_whose_data_is_newer_than_the_catalogue_is_locked() {
     let (_root, controllers) = cluster(1).await;
     let client = controllers[0].client();
     let satellites = storage(&controllers, 2).await;
-    let _k1 = diskless(&controllers, "k1").await;
-    client.create_volume(&spec("db1")).await.unwrap();
+    let k1 = diskless(&controllers, "k1").await;
+    let id = client.create_volume(&spec("db1")).await.unwrap().id;
     satellites[1].inside.lock().unwrap().stored_epoch = 7;
     until("it is noticed", async || {
         let checks = client.status().await.unwrap().checks;
@@ -248,6 +248,15 @@ async fn a_volume_whose_data_is_newer_than_the_catalogue_is_locked() {
         client.attach("db1", &on("k1")).await.is_ok()
     })
     .await;
+    // Nor does it count up to an epoch that may be in use.
+    satellites[1].inside.lock().unwrap().stored_epoch = 7;
+    until("it is noticed again", async || {
+        let checks = client.status().await.unwrap().checks;
+        checks.iter().any(|check| check.code == "CATALOGUE_BEHIND")
+    })
+    .await;
+    let restart = change_view::Change::Restart(Restart { expect_epoch: 1 });
+    assert_eq!(refused(k1.change(&id, restart).await).code, "catalogue-behind");
     for controller in controllers {
         controller.running.stop().await;
     }
