@@ -216,8 +216,11 @@ pub struct Superblock {
     /// since (R8); zero: it has not. Set when a view is stored after a loss, cleared when an engine says so;
     /// outlives engines that do not get that far.
     pub doubt: Epoch,
-    /// The disk failed here (R15); only a new replica ends this.
+    /// The disk failed in this opening (R15); the next one begins with a lost cache.
     pub failed: bool,
+    /// How often it was opened after a failure. Part of the identity of its volatile state: kept, so that a
+    /// restart without a failure does not look like a loss.
+    pub failures: u64,
     /// Out-of-sync maps: absent replica and config where the map begins, by slot.
     pub maps: Vec<Option<(ReplicaId, ConfigSeq)>>,
 }
@@ -251,6 +254,7 @@ impl Superblock {
         out.extend(self.cache.0.as_bytes());
         out.push(u8::from(self.failed));
         out.extend(self.doubt.0.to_le_bytes());
+        out.extend(self.failures.to_le_bytes());
         out.push(u8::try_from(self.in_sync.len()).unwrap_or(u8::MAX));
         self.in_sync
             .iter()
@@ -278,6 +282,7 @@ impl Superblock {
             cache: CacheId(from.uuid()?),
             failed: from.flag()?,
             doubt: Epoch(from.u64()?),
+            failures: from.u64()?,
             in_sync: Vec::new(),
             maps: Vec::new(),
         };
@@ -305,6 +310,7 @@ impl Superblock {
             cache,
             failed: false,
             doubt: Epoch(0),
+            failures: 0,
             maps: vec![None; SLOTS],
         }
     }

@@ -158,11 +158,6 @@ impl Maps {
         self.dirty.count()
     }
 
-    /// How often the superblock has been stored.
-    pub(super) fn superblock_number(&self) -> u64 {
-        self.seqs.get(&PageId::Superblock).copied().unwrap_or(0)
-    }
-
     pub(super) fn is_storing(&self) -> bool {
         self.batch.is_some()
     }

@@ -226,15 +226,16 @@ impl<P: Clone> Replica<P> {
         read: &mut dyn FnMut(u64, usize) -> Result<Vec<u8>, E>,
     ) -> Result<Self, LoadError<E>> {
         let (mut superblock, maps) = Maps::load(volume, id, read)?;
-        let cache = if std::mem::take(&mut superblock.failed) {
-            // A new opening of a disk that failed (R15): what it acknowledged and was not flushed may be
-            // gone, which is what another identity of the volatile state says (R9).
-            // The page's number makes it one that was never used before.
-            CacheId(Uuid::from_u128(
-                cache.0.as_u128() ^ u128::from(maps.superblock_number()) ^ FAILED_BEFORE,
-            ))
-        } else {
-            cache
+        if std::mem::take(&mut superblock.failed) {
+            // A new opening of a disk that failed (R15): what it acknowledged and did not flush may be gone,
+            // which is what another identity of the volatile state says (R9).
+            superblock.failures = superblock.failures.saturating_add(1);
+        }
+        let cache = match superblock.failures {
+            0 => cache,
+            failures => CacheId(Uuid::from_u128(
+                cache.0.as_u128() ^ u128::from(failures) ^ FAILED_BEFORE,
+            )),
         };
         // A process that ended may have granted a lease just before: assume it did, if it ever promised.
         let lease = match superblock.fence {
