@@ -37,6 +37,14 @@ fn a_second_node_is_refused_and_with_force_the_first_is_fenced() -> anyhow::Resu
         }
         let (exit, _, said) = cluster.storctl(&["volume", "attach", "db1", "--node", OTHER])?;
         ensure!(exit == 4 && said.contains(CLIENT), "exit status {exit}: {said}");
+        // In use, it can't be deleted either.
+        match cluster.run(cluster.client().delete_volume("db1", false)) {
+            Err(Error::Conflict(problem)) => {
+                let text = format!("{} {}", problem.title, problem.detail);
+                ensure!(text.contains(CLIENT), "it does not name the node: {problem:?}");
+            }
+            other => bail!("deleted while it was attached: {other:?}"),
+        }
         writer.wait_for(200)?;
         ensure!(
             volume.engines(OTHER)?.is_empty(),
@@ -53,6 +61,44 @@ fn a_second_node_is_refused_and_with_force_the_first_is_fenced() -> anyhow::Resu
         let writer = Writer::go_on(&there, OnLoss::Fail, history)?;
         writer.wait_for(200)?;
         volume.closes_well(OTHER, &there, writer.stop()?)
+    })
+}
+
+#[test]
+fn of_two_nodes_that_ask_at_once_exactly_one_gets_the_volume() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        let volume = Volume::create(cluster, "db1", volume::SIZE, &["s1", "s2"])?;
+        for round in 0..4 {
+            let ask = |controller: &str, node: &'static str| {
+                let client = cluster.client_of(controller)?;
+                anyhow::Ok(cluster.spawn(async move {
+                    let wish = volume::wish(node, "socket", false);
+                    client.attach("db1", &wish).await
+                }))
+            };
+            let (one, other) = (ask("c2", CLIENT)?, ask("c3", OTHER)?);
+            let answers = [(CLIENT, cluster.run(one)?), (OTHER, cluster.run(other)?)];
+            let [winner] = answers
+                .iter()
+                .filter(|(_, answer)| answer.is_ok())
+                .map(|(node, _)| *node)
+                .collect::<Vec<_>>()[..]
+            else {
+                bail!("not exactly one got it: {answers:?}");
+            };
+            let refused = answers.iter().find_map(|(_, answer)| answer.as_ref().err());
+            match refused {
+                Some(Error::Conflict(problem)) => {
+                    let text = format!("{} {}", problem.title, problem.detail);
+                    ensure!(text.contains(winner), "it does not name {winner}: {problem:?}");
+                }
+                other => bail!("{other:?}"),
+            }
+            println!("round {round}: {winner}");
+            volume.wait_attached(winner)?;
+            volume.detach(winner)?;
+        }
+        Ok(())
     })
 }
 
