@@ -619,6 +619,29 @@ async fn a_dead_connection_is_cleared_away_before_a_new_one() {
 }
 
 #[tokio::test]
+async fn a_device_does_not_outlive_a_take_over_by_another_node() {
+    let mut world = World::new("db", TransportKind::Fuse);
+    world.serve();
+    world.state(EngineState::Serving, 1).await;
+    // All of it while nobody here hears of it.
+    for (owner, epoch) in [("k2", 1), (NODE, 2)] {
+        let mut row = world.catalogue.row.lock().unwrap();
+        let attach = Change::Attach {
+            owner: owner.to_owned(),
+            expect: Epoch(epoch),
+            force: true,
+        };
+        *row = decide(&row, &attach).unwrap();
+    }
+    world.serve();
+    world.state(EngineState::Serving, 3).await;
+    assert_eq!(
+        world.devices.calls(),
+        ["mount", "attach", "force down", "mount", "attach"]
+    );
+}
+
+#[tokio::test]
 async fn the_stop_of_a_node_ends_engines_and_keeps_their_rights() {
     let mut world = World::new("db", TransportKind::Fuse);
     world.serve();

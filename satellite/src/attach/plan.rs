@@ -4,11 +4,16 @@
 //! is answered by looking at what is there and asking again.
 //!
 //! ```text
-//! serve:  new epoch if the present one was used → mount → spawn → (engine serves) → attach
+//! serve:  new epoch if the present one was used → remove a device that does not fit → mount → spawn
+//!         → (engine serves) → attach
 //! stop:   take the device down → stop the engine → give the right up → rest
 //! none:   stop the engine, at once → drop the FUSE connection → take the device down → forget
 //! halt:   take the device down → stop the engine → rest (the right is kept)
 //! ```
+//!
+//! A device outlives its engine only from one epoch to the very next: in between, nobody can have written
+//! to the volume. What waits in an older one, and the file system mounted on it, is of a volume that may
+//! have changed since, and must never reach it.
 
 use std::time::Duration;
 
@@ -92,6 +97,8 @@ pub struct Facts {
     pub device: Device,
     /// The agent holds the FUSE connection.
     pub connection: bool,
+    /// Last epoch whose engine had that connection, if any had.
+    pub connection_epoch: Option<Epoch>,
     /// Nothing is done with the device before: back-off after an error.
     pub device_not_before: Instant,
     /// Something is being done with the device; not in between.
@@ -185,13 +192,11 @@ fn serve(facts: &Facts, transport: TransportKind, now: Instant) -> Step {
                 let expect = row.view.epoch;
                 return ask(facts, Step::AskRestart { expect }, now);
             }
-            if fuse && !facts.connection {
-                // A mount without its connection is dead; nothing revives it.
-                let step = match facts.device {
-                    Device::None => Step::Mount,
-                    Device::Mounted | Device::Attached => Step::TakeDown { force: true },
-                };
-                return with_device(facts, step, now);
+            if fuse && !fits(facts, row) {
+                return remove(facts, now);
+            }
+            if fuse && facts.device == Device::None {
+                return with_device(facts, Step::Mount, now);
             }
             if now < *not_before {
                 return Step::Rest(Some(*not_before));
@@ -201,6 +206,26 @@ fn serve(facts: &Facts, transport: TransportKind, now: Instant) -> Step {
             }
         }
     }
+}
+
+/// Whether an engine of the row's epoch may go on with what is there.
+fn fits(facts: &Facts, row: &VolumeRow) -> bool {
+    match (&facts.device, facts.connection) {
+        (Device::None, false) => true,
+        // Either without the other is dead; nothing revives it.
+        (Device::None, true) | (_, false) => false,
+        // With an epoch in between, somebody else may have written.
+        (_, true) => facts
+            .connection_epoch
+            .is_none_or(|last| last.0.checked_add(1) == Some(row.view.epoch.0)),
+    }
+}
+
+fn remove(facts: &Facts, now: Instant) -> Step {
+    if facts.connection {
+        return Step::DropConnection;
+    }
+    with_device(facts, Step::TakeDown { force: true }, now)
 }
 
 fn stop(facts: &Facts, now: Instant) -> Step {

@@ -112,6 +112,7 @@ pub(super) struct VolumeTask {
     /// How the last engine ended, when it was not asked to.
     last_end: String,
     connection: Option<Arc<OwnedFd>>,
+    connection_epoch: Option<Epoch>,
     device: Device,
     device_path: Option<PathBuf>,
     device_error: String,
@@ -155,6 +156,7 @@ impl VolumeTask {
             not_before: now,
             last_end: String::new(),
             connection: None,
+            connection_epoch: None,
             device: Device::None,
             device_path: None,
             device_error: String::new(),
@@ -226,6 +228,7 @@ impl VolumeTask {
             engine,
             device: self.device.clone(),
             connection: self.connection.is_some(),
+            connection_epoch: self.connection_epoch,
             device_not_before: self.device_not_before,
             device_busy: self.operation_since.is_some(),
             asking: self.asking,

@@ -44,6 +44,7 @@ fn facts(goal: Goal, epoch: u64, used: u64, now: Instant) -> Facts {
         engine: Engine::Absent { not_before: now },
         device: Device::None,
         connection: false,
+        connection_epoch: None,
         device_not_before: now,
         device_busy: false,
         asking: false,
@@ -200,6 +201,87 @@ fn to_serve_with_a_device() {
                     f.device = Device::Mounted;
                 },
                 rest,
+            ),
+        ],
+    );
+}
+
+fn connected(facts: &mut Facts, last: Option<u64>) {
+    (facts.device, facts.connection) = (Device::Attached, true);
+    facts.connection_epoch = last.map(Epoch);
+}
+
+#[test]
+fn a_device_goes_on_only_when_nobody_else_had_the_volume() {
+    let now = Instant::now();
+    let spawn = Step::Spawn { epoch: Epoch(7) };
+    let mut facts = facts(SERVE_FUSE, 7, 5, now);
+    connected(&mut facts, Some(5));
+    let cases: &[Case] = &[
+        ("an epoch in between", |_, _| {}, Step::DropConnection),
+        (
+            "an engine of it still runs",
+            |f, _| f.engine = running(5, None),
+            Step::StopEngine,
+        ),
+        (
+            "a device operation that waits for it",
+            |f, _| f.device_busy = true,
+            Step::DropConnection,
+        ),
+        (
+            "dropped",
+            |f, _| f.connection = false,
+            Step::TakeDown { force: true },
+        ),
+        (
+            "taken down",
+            |f, _| (f.device, f.connection) = (Device::None, false),
+            Step::Mount,
+        ),
+        (
+            "new",
+            |f, _| (f.device, f.connection_epoch) = (Device::Mounted, None),
+            Step::Spawn { epoch: Epoch(7) },
+        ),
+        (
+            "the next epoch",
+            |f, _| (f.used, f.connection_epoch) = (Epoch(6), Some(Epoch(6))),
+            spawn,
+        ),
+        (
+            "no note of the epoch",
+            |f, _| f.connection_epoch = Some(Epoch(0)),
+            Step::DropConnection,
+        ),
+        (
+            "a note that could not be read",
+            |f, _| f.connection_epoch = Some(Epoch(u64::MAX)),
+            Step::DropConnection,
+        ),
+        (
+            "its mount is gone",
+            |f, _| (f.device, f.connection_epoch) = (Device::None, Some(Epoch(6))),
+            Step::DropConnection,
+        ),
+    ];
+    steps(&facts, now, cases);
+    // To end it, what waits in it would be written first: the same.
+    facts.goal = Goal::Stop;
+    steps(
+        &facts,
+        now,
+        &[
+            ("an epoch in between", |_, _| {}, Step::DropConnection),
+            (
+                "dropped",
+                |f, _| f.connection = false,
+                Step::TakeDown { force: true },
+            ),
+            (
+                "the next epoch",
+                |f, _| (f.used, f.connection_epoch) = (Epoch(6), Some(Epoch(6))),
+                spawn,
             ),
         ],
     );

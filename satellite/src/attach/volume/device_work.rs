@@ -34,6 +34,7 @@ impl VolumeTask {
         let error = match done {
             DeviceDone::Mounted(Ok(connection)) => {
                 self.connection = Some(Arc::new(connection));
+                self.connection_epoch = None;
                 self.device = Device::Mounted;
                 None
             }

@@ -32,6 +32,9 @@ impl VolumeTask {
         // Before anything can go wrong: an epoch is for one attempt, whatever became of it.
         self.used = epoch;
         self.clean = None;
+        if self.connection.is_some() {
+            self.connection_epoch = Some(epoch);
+        }
         let context = Arc::clone(&self.context);
         let spawned = process::spawn(
             &context.engine_program,
@@ -142,8 +145,11 @@ impl VolumeTask {
                     self.used = self.used.max(epoch);
                 }
                 running.greeted = true;
-                if self.connection.is_none() {
-                    self.connection = descriptor.map(Arc::new);
+                if self.connection.is_none()
+                    && let Some(descriptor) = descriptor
+                {
+                    self.connection = Some(Arc::new(descriptor));
+                    self.connection_epoch = Some(running.epoch);
                 }
                 if running.stopping.is_some() {
                     self.send(&ToEngine::Stop);
