@@ -642,6 +642,19 @@ async fn a_device_does_not_outlive_a_take_over_by_another_node() {
 }
 
 #[tokio::test]
+async fn an_engine_is_found_again_when_the_task_of_its_volume_has_ended() {
+    let mut world = World::new("proposer", TransportKind::Socket);
+    // The task ends when there is nobody to ask.
+    world.answering.abort();
+    world.serve();
+    until("the task has ended", || world.volumes.any_ended().then_some(())).await;
+    let process = world.process();
+    world.serve();
+    world.state(EngineState::Serving, 1).await;
+    assert_eq!(world.process(), process);
+}
+
+#[tokio::test]
 async fn the_stop_of_a_node_ends_engines_and_keeps_their_rights() {
     let mut world = World::new("db", TransportKind::Fuse);
     world.serve();

@@ -80,6 +80,8 @@ pub struct Volumes {
     context: Arc<Context>,
     halt: watch::Sender<bool>,
     tasks: BTreeMap<VolumeId, Volume>,
+    /// Volumes that are wanted have no task yet: it could not be seen which engines run.
+    unstarted: bool,
 }
 
 impl Volumes {
@@ -89,6 +91,7 @@ impl Volumes {
         let mut volumes = Self {
             halt: watch::Sender::new(false),
             tasks: BTreeMap::new(),
+            unstarted: false,
             context,
         };
         for (volume, process) in process::running(&volumes.context.paths)? {
@@ -130,16 +133,34 @@ impl Volumes {
                 changed
             });
         }
-        // One that ended has nothing here; if the volume is wanted again, it begins anew.
+        // One that ended in order has nothing here; if the volume is wanted again, it begins anew.
         self.tasks.retain(|_, volume| !volume.task.is_finished());
-        for (volume, engine) in &desired.engines {
-            if !self.tasks.contains_key(volume) {
-                self.start(*volume, Wanted::Engine(Box::new(engine.clone())), None);
+        let new = |volume: &&VolumeId| !self.tasks.contains_key(volume);
+        let new: Vec<_> = desired.engines.keys().filter(new).copied().collect();
+        if new.is_empty() {
+            self.unstarted = false;
+            return;
+        }
+        // One that ended otherwise has left its engine running: a second one must never be started.
+        let running: BTreeMap<_, _> = match process::running(&self.context.paths) {
+            Ok(running) => running.into_iter().collect(),
+            Err(error) => {
+                if !std::mem::replace(&mut self.unstarted, true) {
+                    tracing::error!(%error, "cannot see which engines run; no volume is started before");
+                }
+                return;
+            }
+        };
+        self.unstarted = false;
+        for volume in new {
+            if let Some(engine) = desired.engines.get(&volume) {
+                let wanted = Wanted::Engine(Box::new(engine.clone()));
+                self.start(volume, wanted, running.get(&volume).copied());
             }
         }
     }
 
-    /// The status of every volume. Starts the task of a volume again that ended while it was wanted.
+    /// The status of every volume.
     pub fn status(&self) -> Vec<proto::EngineStatus> {
         self.tasks
             .values()
@@ -147,9 +168,9 @@ impl Volumes {
             .collect()
     }
 
-    /// Whether a task has ended: [`Volumes::set`] should be called again.
+    /// Whether a task has ended or could not be started: [`Volumes::set`] should be called again.
     pub fn any_ended(&self) -> bool {
-        self.tasks.values().any(|volume| volume.task.is_finished())
+        self.unstarted || self.tasks.values().any(|volume| volume.task.is_finished())
     }
 
     /// Stops the node's engines in order: devices down, drained, flushed. The volumes stay attached. A
