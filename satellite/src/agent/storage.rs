@@ -98,8 +98,8 @@ impl Storage {
     pub fn set(&mut self, desired: &Desired) {
         self.desired = desired.clone();
         self.deleted.retain(|key| desired.replicas.contains_key(key));
-        self.specs
-            .retain(|key, _| matches!(desired.replicas.get(key), Some(one) if one.wish != Wish::Delete));
+        // What is served is told below.
+        self.let_go();
         for (name, spec) in &desired.pools {
             let slot = self
                 .pools
@@ -113,6 +113,26 @@ impl Storage {
         }
         self.serve();
         self.start_all();
+    }
+
+    /// Takes from the server's list what is no more to be served, once the server has shown that it has it:
+    /// only then does its absence from a later report mean that its files are let go of, and not that they
+    /// are about to be made. Returns whether anything was taken.
+    fn let_go(&mut self) -> bool {
+        let before = self.specs.len();
+        let open = self.open();
+        let (replicas, has_server) = (&self.desired.replicas, self.server.is_some());
+        self.specs.retain(|key, _| {
+            let wanted = matches!(replicas.get(key), Some(one) if one.wish != Wish::Delete);
+            wanted || (has_server && !open.contains(key))
+        });
+        self.specs.len() < before
+    }
+
+    /// What the server has in its hands, as far as it was looked at.
+    fn open(&self) -> BTreeSet<Key> {
+        let key = |report: &ReplicaReport| (report.volume, report.replica);
+        self.reports.iter().map(key).collect()
     }
 
     fn start_all(&mut self) {
@@ -162,11 +182,7 @@ impl Storage {
     }
 
     fn work(&self, pool: &str) -> BTreeMap<Key, Work> {
-        let open: BTreeSet<_> = self
-            .reports
-            .iter()
-            .map(|report| (report.volume, report.replica))
-            .collect();
+        let open = self.open();
         self.desired
             .replicas
             .iter()
@@ -175,7 +191,11 @@ impl Storage {
                 Wish::Make { .. } if !self.known.was_made(key.0, key.1) => Some((*key, Work::Make)),
                 Wish::Serve | Wish::Make { .. } => Some((*key, Work::Prepare)),
                 // Not before the server has let go of the files.
-                Wish::Delete if open.contains(key) || self.deleted.contains(key) => None,
+                Wish::Delete
+                    if open.contains(key) || self.specs.contains_key(key) || self.deleted.contains(key) =>
+                {
+                    None
+                }
                 Wish::Delete => Some((*key, Work::Delete)),
             })
             .collect()
@@ -299,6 +319,9 @@ impl Storage {
         // Before the controllers hear of it and stop asking for the replica to be made.
         self.known.change(made)?;
         self.reports = reports;
+        if self.let_go() {
+            self.serve();
+        }
         // Files may have been let go of, others grown.
         self.start_all();
         Ok(true)
@@ -456,3 +479,6 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
