@@ -74,7 +74,8 @@ impl Keeper {
         opener: &Opener,
         work: &BTreeMap<Key, Work>,
     ) -> Result<PoolReport, PoolError> {
-        if self.pool.as_ref().is_some_and(|pool| pool.path() != spec.path) {
+        let moved = |pool: &Pool| pool.path() != spec.path || !pool.is_in_place();
+        if self.pool.as_ref().is_some_and(moved) {
             self.pool = None;
         }
         let pool = if let Some(pool) = self.pool.take() {

@@ -7,19 +7,20 @@
 //! disk holds up its own pool only.
 
 pub mod disk;
+mod drive;
 pub mod marker;
 pub mod probe;
 pub mod replica;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use stor_replication::ids::CacheId;
 use thiserror::Error;
 use uuid::Uuid;
 
+use self::drive::Drive;
 use self::marker::{MARKER, Marker, MarkerError};
 use self::probe::Snapshots;
 use self::replica::FilesError;
@@ -162,7 +163,7 @@ pub struct Usage {
 pub struct Pool {
     spec: PoolSpec,
     marker: Marker,
-    device: u64,
+    drive: Drive,
     snapshots: Snapshots,
     _lock: File,
 }
@@ -216,7 +217,7 @@ impl Pool {
         Ok(Self {
             spec: spec.clone(),
             marker,
-            device: metadata.dev(),
+            drive: Drive::under(path, &metadata),
             snapshots,
             _lock: lock,
         })
@@ -272,13 +273,23 @@ impl Pool {
         })
     }
 
+    /// Whether the path still leads to the file system that was opened. Another one may have been mounted
+    /// there since, or the same one again.
+    pub fn is_in_place(&self) -> bool {
+        // What cannot be looked at is no other file system; the error shows when it is used.
+        fs::metadata(self.path()).map_or(true, |metadata| {
+            Drive::under(self.path(), &metadata) == self.drive
+        })
+    }
+
     /// Identity of the volatile state under the pool: the same as long as the kernel runs and the file
-    /// system is on the same device. With [`TEST_CACHE_ID`] set, that text stands for the kernel's boot.
+    /// system is on the same drive, which was not away in between. With [`TEST_CACHE_ID`] set, that text stands for the kernel's boot.
     pub fn cache(&self, boot: &str) -> CacheId {
         let mut hash = blake3::Hasher::new();
         let boot = std::env::var(TEST_CACHE_ID).unwrap_or_else(|_| boot.to_owned());
         hash.update(boot.as_bytes());
-        hash.update(&self.device.to_le_bytes());
+        hash.update(&self.drive.device.to_le_bytes());
+        hash.update(&self.drive.appearance.to_le_bytes());
         hash.update(self.marker.id.as_bytes());
         let mut id = [0; 16];
         hash.finalize_xof().fill(&mut id);
