@@ -103,6 +103,8 @@ struct Noted {
     calls: Mutex<Vec<String>>,
     found: Mutex<Option<Found>>,
     busy: Mutex<bool>,
+    /// How often it cannot be seen what is there.
+    unseen: Mutex<usize>,
 }
 
 impl Noted {
@@ -117,6 +119,11 @@ impl Noted {
 
 impl Devices for Noted {
     fn find(&self, _: VolumeId) -> Result<Found, DeviceError> {
+        let mut unseen = self.unseen.lock().unwrap();
+        if *unseen > 0 {
+            *unseen -= 1;
+            return Err(DeviceError::Failed("too many open files".to_owned()));
+        }
         Ok(self.found.lock().unwrap().clone().unwrap_or(Found::Nothing))
     }
 
@@ -597,6 +604,21 @@ async fn the_device_survives_the_engine_and_the_agent() {
             .count(),
         1
     );
+}
+
+#[tokio::test]
+async fn a_device_that_could_not_be_seen_at_first_is_found() {
+    let mut world = World::new("db", TransportKind::Fuse);
+    world.serve();
+    world.state(EngineState::Serving, 1).await;
+    let process = world.process();
+    *world.devices.unseen.lock().unwrap() = 2;
+    world.restart_agent().await;
+    world.serve();
+    let status = world.state(EngineState::Serving, 1).await;
+    assert_eq!(status.device, "/dev/stor/db");
+    assert_eq!(world.process(), process);
+    assert_eq!(world.devices.calls(), ["mount", "attach", "attach"]);
 }
 
 #[tokio::test]

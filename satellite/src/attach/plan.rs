@@ -72,6 +72,8 @@ pub enum Engine {
 /// The device, as far as the transport has one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Device {
+    /// It could not be seen what is there.
+    Unknown,
     /// Nothing is there.
     None,
     /// The FUSE mount.
@@ -130,6 +132,8 @@ pub enum Step {
         /// Its engine said so.
         clean: bool,
     },
+    /// Look what is there of the device.
+    Find,
     /// Mount FUSE.
     Mount,
     /// Start the engine.
@@ -176,6 +180,7 @@ fn serve(facts: &Facts, transport: TransportKind, now: Instant) -> Step {
         } => end(facts, SHORT_GRACE, now),
         // Its right has ended: somebody gave the volume, and be it to this node, a later epoch.
         Engine::Running { epoch, .. } if *epoch < row.view.epoch => end(facts, SHORT_GRACE, now),
+        _ if facts.device == Device::Unknown => with_device(facts, Step::Find, now),
         // Its mount is gone. It has no way to a new one.
         Engine::Running { .. } if fuse && facts.device == Device::None && !facts.device_busy => {
             end(facts, SHORT_GRACE, now)
@@ -229,6 +234,9 @@ fn remove(facts: &Facts, now: Instant) -> Step {
 }
 
 fn stop(facts: &Facts, now: Instant) -> Step {
+    if facts.device == Device::Unknown {
+        return with_device(facts, Step::Find, now);
+    }
     if facts.device != Device::None {
         return match (&facts.engine, facts.connection) {
             // What was written to the device and has not left the kernel needs an engine to go to.
@@ -259,6 +267,9 @@ fn clear(facts: &Facts, now: Instant) -> Step {
     if facts.connection {
         return Step::DropConnection;
     }
+    if facts.device == Device::Unknown {
+        return with_device(facts, Step::Find, now);
+    }
     if facts.device != Device::None || facts.device_busy {
         return with_device(facts, Step::TakeDown { force: true }, now);
     }
@@ -266,6 +277,9 @@ fn clear(facts: &Facts, now: Instant) -> Step {
 }
 
 fn halt(facts: &Facts, now: Instant) -> Step {
+    if facts.device == Device::Unknown && matches!(facts.engine, Engine::Running { .. }) {
+        return with_device(facts, Step::Find, now);
+    }
     if facts.device != Device::None && matches!(facts.engine, Engine::Running { .. }) {
         return with_device(facts, Step::TakeDown { force: false }, now);
     }

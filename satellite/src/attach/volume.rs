@@ -157,7 +157,7 @@ impl VolumeTask {
             last_end: String::new(),
             connection: None,
             connection_epoch: None,
-            device: Device::None,
+            device: Device::Unknown,
             device_path: None,
             device_error: String::new(),
             device_not_before: now,
@@ -333,6 +333,7 @@ impl VolumeTask {
                 self.ask_ours(Change::Restart { owner, expect });
             }
             Step::AskDetach { expect, clean } => self.ask_ours(Change::Detach { expect, clean }),
+            Step::Find => self.find_device(),
             Step::Mount => {
                 let volume = self.volume;
                 self.operate(now, move |devices| DeviceDone::Mounted(devices.mount(volume)));

@@ -429,6 +429,48 @@ fn to_halt() {
     );
 }
 
+/// Neither an engine is ended nor anything taken away because the kernel could not be asked.
+#[test]
+fn a_device_that_cannot_be_seen_is_looked_for_again() {
+    let now = Instant::now();
+    let cases: &[Case] = &[
+        ("no engine", |_, _| {}, Step::Find),
+        ("an engine", |f, _| f.engine = running(3, None), Step::Find),
+        (
+            "not at once",
+            |f, now| f.device_not_before = now + LONG_GRACE,
+            Step::Rest(Some(now + LONG_GRACE)),
+        ),
+    ];
+    for goal in [SERVE, SERVE_FUSE, Goal::Stop] {
+        let mut facts = facts(goal, 3, 2, now);
+        facts.device = Device::Unknown;
+        steps(&facts, now, cases);
+    }
+    let cases: &[Case] = &[
+        (
+            "the engine first",
+            |f, _| f.engine = running(3, None),
+            Step::StopEngine,
+        ),
+        (
+            "what waits in it",
+            |f, _| f.connection = true,
+            Step::DropConnection,
+        ),
+        ("then what is there", |_, _| {}, Step::Find),
+    ];
+    let mut leave = facts(Goal::Nothing, 3, 3, now);
+    leave.device = Device::Unknown;
+    steps(&leave, now, cases);
+    let cases: &[Case] = &[
+        ("an engine", |f, _| f.engine = running(3, None), Step::Find),
+        ("no engine", |_, _| {}, Step::Rest(None)),
+    ];
+    leave.goal = Goal::Halt;
+    steps(&leave, now, cases);
+}
+
 #[test]
 fn nothing_is_touched_before_it_is_known_what_is_wanted() {
     let now = Instant::now();

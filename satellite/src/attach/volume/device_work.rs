@@ -69,13 +69,20 @@ impl VolumeTask {
     }
 
     pub(super) fn find_device(&mut self) {
-        match self.context.devices.find(self.volume) {
+        let found = self.context.devices.find(self.volume);
+        if found.is_ok() && self.device == Device::Unknown {
+            self.device_error.clear();
+        }
+        match found {
             Ok(Found::Nothing) => self.device = Device::None,
             Ok(Found::Loop(_)) if self.device_path.is_some() => self.device = Device::Attached,
             // The name is put on a loop device once more by an attach, which finds the rest there.
             Ok(Found::Mount | Found::Loop(_)) => self.device = Device::Mounted,
             Err(error) => {
                 tracing::warn!(volume = %self.volume, %error, "cannot look for the volume's device");
+                self.device = Device::Unknown;
+                self.device_error = error.to_string();
+                self.device_not_before = Instant::now() + DEVICE_AGAIN;
             }
         }
     }
