@@ -134,9 +134,9 @@ impl Devices for Noted {
         Ok(reader.into())
     }
 
-    fn attach(&self, _: VolumeId, name: &str, _: bool) -> Result<PathBuf, DeviceError> {
+    fn attach(&self, _: VolumeId, name: &str, read_only: bool) -> Result<PathBuf, DeviceError> {
         self.note("attach");
-        *self.found.lock().unwrap() = Some(Found::Loop("/dev/loop7".into()));
+        *self.found.lock().unwrap() = Some(Found::Loop { read_only });
         Ok(Path::new("/dev/stor").join(name))
     }
 
@@ -161,6 +161,7 @@ struct World {
     volume: VolumeId,
     name: &'static str,
     transport: TransportKind,
+    read_only: bool,
     catalogue: Arc<Catalogue>,
     devices: Arc<Noted>,
     paths: Paths,
@@ -237,6 +238,7 @@ impl World {
             volume,
             name,
             transport,
+            read_only: false,
             catalogue,
             devices,
             paths,
@@ -262,7 +264,7 @@ impl World {
         };
         let engine = WantedEngine {
             transport: self.transport,
-            read_only: false,
+            read_only: self.read_only,
             stop,
             volume,
         };
@@ -661,6 +663,36 @@ async fn a_device_does_not_outlive_a_take_over_by_another_node() {
         world.devices.calls(),
         ["mount", "attach", "force down", "mount", "attach"]
     );
+}
+
+#[tokio::test]
+async fn a_device_goes_when_its_node_gets_the_volume_in_another_way() {
+    let mut world = World::new("db", TransportKind::Fuse);
+    world.serve();
+    world.state(EngineState::Serving, 1).await;
+    let attach = |world: &World, epoch| {
+        let mut row = world.catalogue.row.lock().unwrap();
+        let attach = Change::Attach {
+            owner: NODE.to_owned(),
+            expect: Epoch(epoch),
+            force: true,
+        };
+        *row = decide(&row, &attach).unwrap();
+    };
+    world.read_only = true;
+    attach(&world, 1);
+    // The new agent sees at the device how it was made.
+    world.restart_agent().await;
+    world.serve();
+    world.state(EngineState::Serving, 2).await;
+    let first = ["mount", "attach", "force down", "mount", "attach"];
+    assert_eq!(world.devices.calls(), first);
+    world.transport = TransportKind::Socket;
+    attach(&world, 2);
+    world.serve();
+    let status = world.state(EngineState::Serving, 3).await;
+    assert_eq!(status.device, "");
+    assert_eq!(world.devices.calls(), [&first[..], &["force down"]].concat());
 }
 
 #[tokio::test]

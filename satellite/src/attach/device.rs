@@ -29,7 +29,10 @@ pub enum Found {
     /// The FUSE mount.
     Mount,
     /// The mount and a loop device on it.
-    Loop(PathBuf),
+    Loop {
+        /// Writes to it are refused.
+        read_only: bool,
+    },
 }
 
 /// The kernel's side of volumes.

@@ -183,7 +183,13 @@ impl Devices for KernelDevices {
     fn find(&self, volume: VolumeId) -> Result<Found, DeviceError> {
         // A loop device may be left of a mount that is gone.
         match self.loops(volume)?.into_iter().next() {
-            Some(device) => Ok(Found::Loop(device.path)),
+            Some(device) => {
+                let flag = PathBuf::from(format!("/sys/block/loop{}/ro", device.number));
+                let flag = fs::read_to_string(&flag).map_err(|error| failed("read", &flag, error))?;
+                Ok(Found::Loop {
+                    read_only: flag.trim() != "0",
+                })
+            }
             None if self.is_mounted(volume)? => Ok(Found::Mount),
             None => Ok(Found::Nothing),
         }

@@ -30,18 +30,24 @@ pub const SHORT_GRACE: Duration = Duration::from_secs(2);
 /// it had acknowledged is on the replicas, what it had not is the writer's to repeat.
 pub const LONG_GRACE: Duration = Duration::from_mins(1);
 
+/// How the volume is to be reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// By what.
+    pub transport: TransportKind,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
 /// What should be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Goal {
     /// Not known yet: change nothing.
     Unknown,
     /// Run.
-    Serve {
-        /// How its device is reached.
-        transport: TransportKind,
-    },
+    Serve(Access),
     /// End in order and give the right up.
-    Stop,
+    Stop(Access),
     /// Nothing of it should be here.
     Nothing,
     /// The node stops: end in order, keep the right.
@@ -101,6 +107,8 @@ pub struct Facts {
     pub connection: bool,
     /// Last epoch whose engine had that connection, if any had.
     pub connection_epoch: Option<Epoch>,
+    /// How the loop device was made, if there is one: whether writes are refused.
+    pub loop_read_only: Option<bool>,
     /// Nothing is done with the device before: back-off after an error.
     pub device_not_before: Instant,
     /// Something is being done with the device; not in between.
@@ -162,18 +170,18 @@ pub enum Step {
 pub fn next(facts: &Facts, now: Instant) -> Step {
     match facts.goal {
         Goal::Unknown => Step::Rest(None),
-        Goal::Serve { transport } => serve(facts, transport, now),
-        Goal::Stop => stop(facts, now),
+        Goal::Serve(access) => serve(facts, access, now),
+        Goal::Stop(access) => stop(facts, access, now),
         Goal::Nothing => clear(facts, now),
         Goal::Halt => halt(facts, now),
     }
 }
 
-fn serve(facts: &Facts, transport: TransportKind, now: Instant) -> Step {
+fn serve(facts: &Facts, access: Access, now: Instant) -> Step {
     let Some(row) = &facts.row else {
         return Step::Rest(None);
     };
-    let fuse = transport == TransportKind::Fuse;
+    let fuse = access.transport == TransportKind::Fuse;
     match &facts.engine {
         Engine::Running {
             stopping: Some(_), ..
@@ -197,7 +205,7 @@ fn serve(facts: &Facts, transport: TransportKind, now: Instant) -> Step {
                 let expect = row.view.epoch;
                 return ask(facts, Step::AskRestart { expect }, now);
             }
-            if fuse && !fits(facts, row) {
+            if !fits(facts, access, row) {
                 return remove(facts, now);
             }
             if fuse && facts.device == Device::None {
@@ -214,11 +222,15 @@ fn serve(facts: &Facts, transport: TransportKind, now: Instant) -> Step {
 }
 
 /// Whether an engine of the row's epoch may go on with what is there.
-fn fits(facts: &Facts, row: &VolumeRow) -> bool {
+fn fits(facts: &Facts, access: Access, row: &VolumeRow) -> bool {
+    let attached_so = access.transport == TransportKind::Fuse
+        && facts.loop_read_only.is_none_or(|is| is == access.read_only);
     match (&facts.device, facts.connection) {
         (Device::None, false) => true,
         // Either without the other is dead; nothing revives it.
         (Device::None, true) | (_, false) => false,
+        // It was attached in another way since: no engine would answer its I/O, or not all of it.
+        (_, true) if !attached_so => false,
         // With an epoch in between, somebody else may have written.
         (_, true) => facts
             .connection_epoch
@@ -233,14 +245,14 @@ fn remove(facts: &Facts, now: Instant) -> Step {
     with_device(facts, Step::TakeDown { force: true }, now)
 }
 
-fn stop(facts: &Facts, now: Instant) -> Step {
+fn stop(facts: &Facts, access: Access, now: Instant) -> Step {
     if facts.device == Device::Unknown {
         return with_device(facts, Step::Find, now);
     }
     if facts.device != Device::None {
         return match (&facts.engine, facts.connection) {
             // What was written to the device and has not left the kernel needs an engine to go to.
-            (Engine::Absent { .. }, true) => serve(facts, TransportKind::Fuse, now),
+            (Engine::Absent { .. }, true) => serve(facts, access, now),
             (Engine::Absent { .. }, false) => with_device(facts, Step::TakeDown { force: true }, now),
             (Engine::Running { .. }, _) => with_device(facts, Step::TakeDown { force: false }, now),
         };

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::device::DeviceError;
 use super::link::{Link, LinkEvent};
-use super::plan::{self, Device, Engine, Facts, Goal, Step};
+use super::plan::{self, Access, Device, Engine, Facts, Goal, Step};
 use super::process::{self, ProcessId};
 use super::{Context, Wanted};
 use crate::agent::ask::Reply;
@@ -90,7 +90,8 @@ enum Purpose {
 #[derive(Debug)]
 enum DeviceDone {
     Mounted(Result<OwnedFd, DeviceError>),
-    Attached(Result<PathBuf, DeviceError>),
+    /// And whether it was made read-only.
+    Attached(Result<PathBuf, DeviceError>, bool),
     Down(Result<(), DeviceError>),
 }
 
@@ -115,6 +116,7 @@ pub(super) struct VolumeTask {
     connection_epoch: Option<Epoch>,
     device: Device,
     device_path: Option<PathBuf>,
+    loop_read_only: Option<bool>,
     device_error: String,
     device_not_before: Instant,
     operations: JoinSet<DeviceDone>,
@@ -159,6 +161,7 @@ impl VolumeTask {
             connection_epoch: None,
             device: Device::Unknown,
             device_path: None,
+            loop_read_only: None,
             device_error: String::new(),
             device_not_before: now,
             operations: JoinSet::new(),
@@ -229,6 +232,7 @@ impl VolumeTask {
             device: self.device.clone(),
             connection: self.connection.is_some(),
             connection_epoch: self.connection_epoch,
+            loop_read_only: self.loop_read_only,
             device_not_before: self.device_not_before,
             device_busy: self.operation_since.is_some(),
             asking: self.asking,
@@ -242,11 +246,9 @@ impl VolumeTask {
         match &*self.wanted.borrow() {
             Wanted::Unknown => Goal::Unknown,
             Wanted::Nothing => Goal::Nothing,
-            Wanted::Engine(engine) if engine.stop => Goal::Stop,
+            Wanted::Engine(engine) if engine.stop => Goal::Stop(access(engine)),
             Wanted::Engine(_) if *self.halt.borrow() => Goal::Halt,
-            Wanted::Engine(engine) => Goal::Serve {
-                transport: engine.transport,
-            },
+            Wanted::Engine(engine) => Goal::Serve(access(engine)),
         }
     }
 
@@ -342,7 +344,7 @@ impl VolumeTask {
                 let (volume, name) = (self.volume, self.name());
                 let read_only = self.engine.as_ref().is_some_and(|engine| engine.read_only);
                 self.operate(now, move |devices| {
-                    DeviceDone::Attached(devices.attach(volume, &name, read_only))
+                    DeviceDone::Attached(devices.attach(volume, &name, read_only), read_only)
                 });
             }
             Step::TakeDown { force } => {
@@ -383,6 +385,13 @@ impl VolumeTask {
         }
         self.status.send_replace(None);
         self.context.changed.notify_one();
+    }
+}
+
+fn access(engine: &WantedEngine) -> Access {
+    Access {
+        transport: engine.transport,
+        read_only: engine.read_only,
     }
 }
 

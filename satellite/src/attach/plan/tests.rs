@@ -13,12 +13,20 @@ use stor_replication::ids::{ConfigSeq, Lineage, View, VolumeId};
 
 use super::*;
 
-const SERVE: Goal = Goal::Serve {
+const SOCKET: Access = Access {
     transport: TransportKind::Socket,
+    read_only: false,
 };
-const SERVE_FUSE: Goal = Goal::Serve {
+const FUSE: Access = Access {
     transport: TransportKind::Fuse,
+    read_only: false,
 };
+const FUSE_READ_ONLY: Access = Access {
+    transport: TransportKind::Fuse,
+    read_only: true,
+};
+const SERVE: Goal = Goal::Serve(SOCKET);
+const SERVE_FUSE: Goal = Goal::Serve(FUSE);
 
 fn facts(goal: Goal, epoch: u64, used: u64, now: Instant) -> Facts {
     let row = VolumeRow {
@@ -45,6 +53,7 @@ fn facts(goal: Goal, epoch: u64, used: u64, now: Instant) -> Facts {
         device: Device::None,
         connection: false,
         connection_epoch: None,
+        loop_read_only: None,
         device_not_before: now,
         device_busy: false,
         asking: false,
@@ -267,7 +276,7 @@ fn a_device_goes_on_only_when_nobody_else_had_the_volume() {
     ];
     steps(&facts, now, cases);
     // To end it, what waits in it would be written first: the same.
-    facts.goal = Goal::Stop;
+    facts.goal = Goal::Stop(FUSE);
     steps(
         &facts,
         now,
@@ -288,11 +297,66 @@ fn a_device_goes_on_only_when_nobody_else_had_the_volume() {
 }
 
 #[test]
+fn a_device_goes_when_the_volume_is_attached_in_another_way() {
+    let now = Instant::now();
+    let mut facts = facts(SERVE, 6, 5, now);
+    connected(&mut facts, Some(5));
+    facts.loop_read_only = Some(false);
+    let no_connection: Case = (
+        "dropped",
+        |f, _| f.connection = false,
+        Step::TakeDown { force: true },
+    );
+    let serve: &[Case] = &[
+        (
+            "an engine of the way before",
+            |f, _| f.engine = running(5, None),
+            Step::StopEngine,
+        ),
+        (
+            "the new epoch comes first",
+            |f, _| f.used = Epoch(6),
+            Step::AskRestart { expect: Epoch(6) },
+        ),
+        ("what waits in it", |_, _| {}, Step::DropConnection),
+        no_connection,
+    ];
+    for access in [SOCKET, FUSE_READ_ONLY] {
+        facts.goal = Goal::Serve(access);
+        steps(&facts, now, serve);
+        // Both at once: nothing could serve it.
+        facts.goal = Goal::Stop(access);
+        let stop: &[Case] = &[
+            ("what waits in it", |_, _| {}, Step::DropConnection),
+            no_connection,
+        ];
+        steps(&facts, now, stop);
+    }
+    facts.goal = SERVE;
+    let gone: &[Case] = &[(
+        "it is gone",
+        |f, _| (f.device, f.connection, f.loop_read_only) = (Device::None, false, None),
+        Step::Spawn { epoch: Epoch(6) },
+    )];
+    steps(&facts, now, gone);
+    facts.goal = SERVE_FUSE;
+    let same: &[Case] = &[
+        ("the same way", |_, _| {}, Step::Spawn { epoch: Epoch(6) }),
+        (
+            "no loop device yet",
+            |f, _| (f.device, f.loop_read_only) = (Device::Mounted, None),
+            Step::Spawn { epoch: Epoch(6) },
+        ),
+    ];
+    steps(&facts, now, same);
+}
+
+#[test]
 fn to_stop() {
     let now = Instant::now();
     let rest = Step::Rest(None);
     steps(
-        &facts(Goal::Stop, 3, 3, now),
+        &facts(Goal::Stop(FUSE), 3, 3, now),
         now,
         &[
             (
@@ -442,7 +506,7 @@ fn a_device_that_cannot_be_seen_is_looked_for_again() {
             Step::Rest(Some(now + LONG_GRACE)),
         ),
     ];
-    for goal in [SERVE, SERVE_FUSE, Goal::Stop] {
+    for goal in [SERVE, SERVE_FUSE, Goal::Stop(FUSE)] {
         let mut facts = facts(goal, 3, 2, now);
         facts.device = Device::Unknown;
         steps(&facts, now, cases);

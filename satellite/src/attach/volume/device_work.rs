@@ -38,9 +38,10 @@ impl VolumeTask {
                 self.device = Device::Mounted;
                 None
             }
-            DeviceDone::Attached(Ok(path)) => {
+            DeviceDone::Attached(Ok(path), read_only) => {
                 tracing::info!(volume = %self.volume, device = %path.display(), "the device is there");
                 self.device_path = Some(path);
+                self.loop_read_only = Some(read_only);
                 self.device = Device::Attached;
                 None
             }
@@ -48,10 +49,11 @@ impl VolumeTask {
                 tracing::info!(volume = %self.volume, "the device is taken down");
                 self.connection = None;
                 self.device_path = None;
+                self.loop_read_only = None;
                 self.device = Device::None;
                 None
             }
-            DeviceDone::Mounted(Err(error)) | DeviceDone::Attached(Err(error)) => Some(error),
+            DeviceDone::Mounted(Err(error)) | DeviceDone::Attached(Err(error), _) => Some(error),
             DeviceDone::Down(Err(error)) => {
                 // Half of it may be gone.
                 self.find_device();
@@ -73,11 +75,18 @@ impl VolumeTask {
         if found.is_ok() && self.device == Device::Unknown {
             self.device_error.clear();
         }
+        self.loop_read_only = None;
         match found {
             Ok(Found::Nothing) => self.device = Device::None,
-            Ok(Found::Loop(_)) if self.device_path.is_some() => self.device = Device::Attached,
-            // The name is put on a loop device once more by an attach, which finds the rest there.
-            Ok(Found::Mount | Found::Loop(_)) => self.device = Device::Mounted,
+            Ok(Found::Mount) => self.device = Device::Mounted,
+            Ok(Found::Loop { read_only }) => {
+                self.loop_read_only = Some(read_only);
+                // The name is put on a loop device once more by an attach, which finds the rest there.
+                self.device = match self.device_path {
+                    Some(_) => Device::Attached,
+                    None => Device::Mounted,
+                };
+            }
             Err(error) => {
                 tracing::warn!(volume = %self.volume, %error, "cannot look for the volume's device");
                 self.device = Device::Unknown;

@@ -43,7 +43,7 @@ pub(super) fn status(task: &VolumeTask) -> Option<proto::EngineStatus> {
 
 fn state(task: &VolumeTask, goal: Goal) -> Option<(proto::EngineState, String)> {
     use proto::EngineState as Told;
-    let ending = matches!(goal, Goal::Stop | Goal::Nothing | Goal::Halt);
+    let ending = matches!(goal, Goal::Stop(_) | Goal::Nothing | Goal::Halt);
     let Some(running) = &task.running else {
         let told = if ending { Told::Stopping } else { Told::Starting };
         let reason = without_engine(task, ending)?;
