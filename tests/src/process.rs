@@ -42,6 +42,17 @@ fn state(pid: i32) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
+/// Whether a process has this file open.
+pub fn has_open(pid: i32, path: &Path) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    files
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .any(|target| target == path)
+}
+
 /// Every process that names `dir` on its command line.
 pub fn all_of(dir: &Path) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -1,6 +1,8 @@
 //! The engine killed under load: the next one has a later epoch, and clients go on.
 
-use anyhow::ensure;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
 use stor_tests::cluster::{self, CLIENT, Cluster};
 use stor_tests::volume::{self, Volume};
 use stor_tests::writer::{OnLoss, Writer};
@@ -85,8 +87,11 @@ fn a_device_goes_on_without_an_error_when_the_agent_is_killed_and_then_its_engin
         cluster.kill(&[CLIENT])?;
         writer.wait_for(300)?;
         cluster.start_again(&[CLIENT])?;
-        volume.wait_attached(CLIENT)?;
-        // The agent that returned has got the connection back from the engine.
+        // Until the engine has given it the connection, the engine is the only one who holds it.
+        wait::until(wait::LONG, "the agent has the connection back", || {
+            let agent = cluster.pid(CLIENT).context("the agent does not run")?;
+            Ok(process::has_open(agent, Path::new("/dev/fuse")))
+        })?;
         kill_engine(cluster, volume)?;
         writer.wait_for(300)?;
         println!("longest wait {:?}", writer.longest());
