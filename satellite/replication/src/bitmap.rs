@@ -38,6 +38,11 @@ impl Bitmap {
         self.bits
     }
 
+    /// It has no bits at all.
+    pub fn is_empty(&self) -> bool {
+        self.bits == 0
+    }
+
     /// No bit is set.
     pub fn is_clear(&self) -> bool {
         self.ones == 0

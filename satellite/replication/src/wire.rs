@@ -334,10 +334,21 @@ impl Framed {
         match (header.kind, header.is_reply()) {
             (Kind::Write, false) => self.payload == header.length && header.status == Status::Ok,
             (Kind::Read, true) => self.payload == data,
-            (Kind::Write | Kind::Zero | Kind::Flush | Kind::Ping | Kind::Close | Kind::ClearMap, true)
-            | (Kind::Clean | Kind::StoreView | Kind::PutMap, true)
-            | (Kind::Read | Kind::Zero | Kind::Flush | Kind::Ping | Kind::Open, false)
-            | (Kind::Close, false) => self.payload == 0,
+            (
+                Kind::Write
+                | Kind::Zero
+                | Kind::Flush
+                | Kind::Ping
+                | Kind::Close
+                | Kind::ClearMap
+                | Kind::Clean
+                | Kind::StoreView
+                | Kind::PutMap,
+                true,
+            )
+            | (Kind::Read | Kind::Zero | Kind::Flush | Kind::Ping | Kind::Open | Kind::Close, false) => {
+                self.payload == 0
+            }
             (Kind::Open | Kind::GetMap, true)
             | (Kind::GetMap | Kind::StoreView | Kind::Clean | Kind::ClearMap | Kind::PutMap, false) => {
                 self.payload <= MAX_CONTROL

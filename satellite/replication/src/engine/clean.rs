@@ -39,7 +39,9 @@ impl<P: Clone> Engine<P> {
                 };
                 self.send(now, *replica, message, Purpose::Ping, out);
             }
-            chunk.iter().for_each(|region| self.tracker.forget(*region));
+            for region in chunk {
+                self.tracker.forget(*region);
+            }
         }
         if more && !self.has_own_io() {
             self.own_flush(now, out);

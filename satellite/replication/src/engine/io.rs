@@ -7,7 +7,7 @@ use super::resync::Sync;
 use super::tracker::Moment;
 use super::{Command, Engine, IoError, OWN_IO, Phase, Request};
 use crate::body::Body;
-use crate::ids::{IoId, OpId, ReplicaId};
+use crate::ids::{IoId, ReplicaId};
 use crate::range::ByteRange;
 use crate::time::{LEASE, Time};
 use crate::wire::{Kind, flags};
@@ -244,7 +244,6 @@ impl<P: Clone> Engine<P> {
         now: Time,
         replica: ReplicaId,
         io: IoId,
-        _op: OpId,
         body: Body<P>,
         out: &mut Vec<Command<P>>,
     ) {

@@ -256,7 +256,7 @@ impl<P: Clone> Engine<P> {
         now: Time,
         id: u64,
         row: VolumeRow,
-        refusal: Option<Refusal>,
+        refusal: Option<&Refusal>,
         out: &mut Vec<Command<P>>,
     ) {
         let Some(proposal) = self.proposal.take_if(|proposal| proposal.id == id) else {

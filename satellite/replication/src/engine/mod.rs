@@ -432,7 +432,7 @@ impl<P: Clone> Engine<P> {
                 proposal,
                 row,
                 refusal,
-            } => self.outcome(now, proposal, row, refusal, out),
+            } => self.outcome(now, proposal, row, refusal.as_ref(), out),
             Event::Stop => self.begin_stop(now),
             Event::Tick => self.stirred |= now >= self.advance_at,
         }

@@ -331,12 +331,11 @@ impl<P: Clone> Engine<P> {
                     out.push(Command::Disconnect { replica, link });
                     self.link_down(now, replica, out);
                 }
-                Link::Down { .. } | Link::Opening { .. } => {}
                 Link::Connecting { link, .. } if now.since(peer.heard) > SILENCE => {
                     out.push(Command::Disconnect { replica, link });
                     self.link_down(now, replica, out);
                 }
-                Link::Connecting { .. } => {}
+                Link::Down { .. } | Link::Opening { .. } | Link::Connecting { .. } => {}
                 Link::Open { link } => {
                     let late = peer
                         .sent
@@ -474,13 +473,13 @@ impl<P: Clone> Engine<P> {
         match header.status {
             Status::Ok => {
                 //= docs/replication.md#R6
-                peer.lease = peer.lease.max(sent.at + (LEASE - LEASE_MARGIN));
-                self.answered(now, replica, link, header.op, sent, body, out);
+                peer.lease = peer.lease.max(sent.at + LEASE.saturating_sub(LEASE_MARGIN));
+                self.answered(now, replica, &sent, body, out);
                 self.release_held(now, out);
             }
             Status::Fenced if header.view.epoch > self.epoch => self.fence(out),
             Status::MediaError => self.read_failed(now, replica, &sent, out),
-            Status::NoMap => self.sync_answered(now, replica, sent, header.status, &[], out),
+            Status::NoMap => self.sync_answered(now, replica, &sent, header.status, &[], out),
             status => {
                 if sent.purpose.lasts() {
                     // Not done: should the replica have to stay in the set, it gets it again; a read goes
@@ -496,9 +495,7 @@ impl<P: Clone> Engine<P> {
         &mut self,
         now: Time,
         replica: ReplicaId,
-        link: LinkId,
-        op: OpId,
-        sent: Sent<P>,
+        sent: &Sent<P>,
         body: Body<P>,
         out: &mut Vec<Command<P>>,
     ) {
@@ -514,9 +511,9 @@ impl<P: Clone> Engine<P> {
             _ => {}
         }
         match sent.purpose {
-            Purpose::Open => self.opened(now, replica, link, body.bytes(), out),
+            Purpose::Open => self.opened(now, replica, body.bytes(), out),
             Purpose::View(config) => self.view_stored(now, replica, config, out),
-            Purpose::Io(io) => self.io_answered(now, replica, io, op, body, out),
+            Purpose::Io(io) => self.io_answered(now, replica, io, body, out),
             Purpose::Copy(copy) => self.copy_answered(now, replica, copy, body, out),
             Purpose::DirtyMap(from) => self.dirty_words(now, replica, from, body.bytes(), out),
             Purpose::Sync(_) => self.sync_answered(now, replica, sent, Status::Ok, body.bytes(), out),
@@ -577,14 +574,7 @@ impl<P: Clone> Engine<P> {
     }
 
     /// A replica promised. Its identity is compared before anything is sent to it.
-    fn opened(
-        &mut self,
-        now: Time,
-        replica: ReplicaId,
-        link: LinkId,
-        info: &[u8],
-        out: &mut Vec<Command<P>>,
-    ) {
+    fn opened(&mut self, now: Time, replica: ReplicaId, info: &[u8], out: &mut Vec<Command<P>>) {
         let Some(info) = Info::decode(info) else {
             return self.give_up_on(now, replica, EjectReason::Disagrees, out);
         };
@@ -614,6 +604,7 @@ impl<P: Clone> Engine<P> {
         let Some(peer) = self.peers.get_mut(&replica) else {
             return;
         };
+        let Some(link) = peer.link_id() else { return };
         peer.cache = Some(info.cache);
         peer.link = Link::Open { link };
         peer.retry = RECONNECT_FIRST;

@@ -26,9 +26,9 @@ use crate::wire::{DIRTY_MAP, Kind, Status, flags};
 
 /// A replica that fails again soon waits this long before its next resync, doubling (case 18).
 const HOLD_FIRST: Duration = Duration::from_secs(10);
-const HOLD_LAST: Duration = Duration::from_secs(600);
+const HOLD_LAST: Duration = Duration::from_mins(10);
 /// In sync for this long, it is no longer taken for flapping.
-const STEADY: Duration = Duration::from_secs(300);
+const STEADY: Duration = Duration::from_mins(5);
 /// Copied bytes after which the target is flushed and the maps of the members are cleared: what an
 /// interruption costs (case 16).
 const CHECKPOINT: u64 = 64 << 20;
@@ -200,7 +200,7 @@ impl<P: Clone> Engine<P> {
         &mut self,
         now: Time,
         replica: ReplicaId,
-        sent: Sent<P>,
+        sent: &Sent<P>,
         status: Status,
         bytes: &[u8],
         out: &mut Vec<Command<P>>,
@@ -379,11 +379,11 @@ impl<P: Clone> Engine<P> {
             Hand::Next => {}
             Hand::Probe(absent, since) => self.ask_map(now, target, source, absent.0, Some(since), 0, out),
             Hand::Read(absent, since, from) => {
-                self.ask_map(now, target, source, absent.0, Some(since), from, out)
+                self.ask_map(now, target, source, absent.0, Some(since), from, out);
             }
             Hand::Begin(absent, since) => self.put_map(now, target, absent, since, (0, &[], true), out),
             Hand::Put(absent, since, page) => {
-                self.put_map(now, target, absent, since, (page, bytes, true), out)
+                self.put_map(now, target, absent, since, (page, bytes, true), out);
             }
         }
     }
@@ -398,7 +398,7 @@ impl<P: Clone> Engine<P> {
         out: &mut Vec<Command<P>>,
     ) {
         let mut body = since.0.to_le_bytes().to_vec();
-        body.extend(words.iter().take(MAP_WORDS as usize * 8));
+        body.extend(words.iter().take(crate::wire::MAX_CONTROL as usize - 8));
         let message = Message {
             kind: Kind::PutMap,
             flags: 0,
@@ -446,8 +446,13 @@ impl<P: Clone> Engine<P> {
                     out,
                 );
             }
-            Stage::Telling | Stage::OwnMap | Stage::MissedMap | Stage::Handing(_) => {}
-            Stage::Flushing | Stage::Joining | Stage::Proposed => {}
+            Stage::Telling
+            | Stage::OwnMap
+            | Stage::MissedMap
+            | Stage::Handing(_)
+            | Stage::Flushing
+            | Stage::Joining
+            | Stage::Proposed => {}
         }
     }
 

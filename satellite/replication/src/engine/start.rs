@@ -129,7 +129,7 @@ impl<P: Clone> Engine<P> {
         for region in self.tracker.regions() {
             regions.set(region);
         }
-        if self.unequal.len() == 0 {
+        if self.unequal.is_empty() {
             self.unequal = Bitmap::new(self.blocks());
         }
         self.unequal.or(&regions.regions_to_blocks(self.blocks()));

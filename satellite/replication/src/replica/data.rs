@@ -260,7 +260,7 @@ impl<P: Clone> Replica<P> {
     ) {
         let mut from = Reader(runs);
         // However the runs overlap, no more is done than one pass over the map.
-        let mut left = self.maps.blocks(&self.superblock);
+        let mut left = super::Maps::blocks(&self.superblock);
         while let (Some(first), Some(count)) = (from.u64(), from.u64()) {
             let count = count.min(left);
             left -= count;

@@ -13,8 +13,8 @@ use thiserror::Error;
 use super::StoredPage;
 use crate::bitmap::Bitmap;
 use crate::disk::{
-    BITS, Copy, FormatError, PAGE, PageId, Superblock, WORDS, decode_copy, decode_superblock, encode_page,
-    newest,
+    BITS, BODY, Copy, FormatError, PAGE, PageId, Superblock, WORDS, decode_copy, decode_superblock,
+    encode_page, newest,
 };
 use crate::ids::{ConfigSeq, ReplicaId, VolumeId};
 use crate::info::Roster;
@@ -24,6 +24,9 @@ use crate::time::Time;
 /// Lowered bits wait this long for more of them: a page write every second is nothing, one per flush is
 /// a third of a flush.
 const LOWER_DELAY: Duration = Duration::from_secs(1);
+
+/// [`WORDS`] as a count of words in memory.
+const PAGE_WORDS: usize = BODY / 8;
 
 /// Pause after pages could not be stored: a full pool is not asked in a tight loop.
 const HOLD: Duration = Duration::from_secs(1);
@@ -122,19 +125,18 @@ impl Maps {
         let mut absent = Vec::new();
         for (slot, used) in superblock.maps.iter().enumerate() {
             let slot = u8::try_from(slot).unwrap_or(u8::MAX);
-            absent.push(match used {
-                None => None,
-                Some(_) => {
-                    let mut bits = map(blocks, &|index| PageId::OutOfSync(slot, index))?;
-                    //= docs/replication.md#R10
-                    bits.or(&dirty.regions_to_blocks(blocks));
-                    let touched = (0..blocks.div_ceil(BITS)).collect();
-                    Some(AbsentMap {
-                        blocks: bits,
-                        touched,
-                    })
-                }
-            });
+            if used.is_none() {
+                absent.push(None);
+                continue;
+            }
+            let mut bits = map(blocks, &|index| PageId::OutOfSync(slot, index))?;
+            //= docs/replication.md#R10
+            bits.or(&dirty.regions_to_blocks(blocks));
+            let touched = (0..blocks.div_ceil(BITS)).collect();
+            absent.push(Some(AbsentMap {
+                blocks: bits,
+                touched,
+            }));
         }
         let maps = Self {
             durable: dirty.clone(),
@@ -203,6 +205,10 @@ impl Maps {
         }
         for region in range.regions() {
             self.clean.remove(&region);
+            // What it missed since the batch under way was composed is not in that batch.
+            if let Some(lowering) = &mut self.lowering {
+                lowering.remove(&region);
+            }
             self.dirty.set(region);
             if !self.durable.get(region) {
                 self.touch(PageId::Dirty(region / BITS));
@@ -240,7 +246,7 @@ impl Maps {
         let left = superblock.in_sync.clone();
         for (replica, since) in &roster.absent {
             if left.contains(replica) && !roster.in_sync.contains(replica) {
-                let dirty = self.dirty.regions_to_blocks(self.blocks(superblock));
+                let dirty = self.dirty.regions_to_blocks(Self::blocks(superblock));
                 self.begin_map(superblock, *replica, *since, &dirty);
             }
         }
@@ -266,7 +272,7 @@ impl Maps {
         }
         let slot = held.or_else(|| superblock.maps.iter().position(Option::is_none));
         let Some(slot) = slot else { return };
-        let total = self.blocks(superblock);
+        let total = Self::blocks(superblock);
         let (Some(entry), Some(place)) = (superblock.maps.get_mut(slot), self.absent.get_mut(slot)) else {
             return;
         };
@@ -333,7 +339,7 @@ impl Maps {
         }
     }
 
-    pub(super) fn blocks(&self, superblock: &Superblock) -> u64 {
+    pub(super) fn blocks(superblock: &Superblock) -> u64 {
         superblock.size.div_ceil(BLOCK)
     }
 
@@ -370,7 +376,7 @@ impl Maps {
             let body = match page {
                 PageId::Superblock => superblock.encode(),
                 PageId::Dirty(index) => {
-                    let words = self.dirty.bytes(index * WORDS, WORDS as usize);
+                    let words = self.dirty.bytes(index * WORDS, PAGE_WORDS);
                     batch.dirty.push((index * WORDS, words.clone()));
                     words
                 }
@@ -378,7 +384,7 @@ impl Maps {
                     let map = self.absent.get_mut(usize::from(slot)).and_then(Option::as_mut);
                     let Some(map) = map else { continue };
                     map.touched.remove(&index);
-                    map.blocks.bytes(index * WORDS, WORDS as usize)
+                    map.blocks.bytes(index * WORDS, PAGE_WORDS)
                 }
             };
             self.seqs.insert(page, seq);
@@ -396,21 +402,20 @@ impl Maps {
     /// Pages for lowering: first those of out-of-sync maps, and once they are durable the dirty ones.
     /// A region written in between is no longer in `clean` and stays.
     fn lower(&mut self) -> BTreeSet<PageId> {
-        let ready = match self.lowering.take() {
-            Some(ready) => ready,
-            None => {
-                let mut pages = BTreeSet::new();
-                for (slot, map) in self.absent.iter().enumerate() {
-                    let slot = u8::try_from(slot).unwrap_or(u8::MAX);
-                    let touched = map.iter().flat_map(|map| map.touched.iter());
-                    pages.extend(touched.map(|page| PageId::OutOfSync(slot, *page)));
-                }
-                if !pages.is_empty() {
-                    self.lowering = Some(self.clean.clone());
-                    return pages;
-                }
-                self.clean.clone()
+        let ready = if let Some(ready) = self.lowering.take() {
+            ready
+        } else {
+            let mut pages = BTreeSet::new();
+            for (slot, map) in self.absent.iter().enumerate() {
+                let slot = u8::try_from(slot).unwrap_or(u8::MAX);
+                let touched = map.iter().flat_map(|map| map.touched.iter());
+                pages.extend(touched.map(|page| PageId::OutOfSync(slot, *page)));
             }
+            if !pages.is_empty() {
+                self.lowering = Some(self.clean.clone());
+                return pages;
+            }
+            self.clean.clone()
         };
         let mut pages = BTreeSet::new();
         for region in ready {

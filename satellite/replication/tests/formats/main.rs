@@ -328,7 +328,9 @@ proptest! {
             prop_assert_eq!(roster.encode(), bytes.clone());
         }
         // Longer than a superblock needs is right: a page is.
-        let _ = Superblock::decode(&bytes);
+        if let Some(superblock) = Superblock::decode(&bytes) {
+            prop_assert_eq!(&superblock.encode()[..], &bytes[..superblock.encode().len()]);
+        }
     }
 
     #[test]
@@ -341,7 +343,7 @@ proptest! {
         }
         let copy = decode_copy(&bytes[..len], PageId::Superblock, VOLUME, REPLICA);
         prop_assert!(!matches!(copy, Copy::Good { .. }), "a random page is not ours");
-        let _ = read(&bytes, &bytes[..len]);
+        prop_assert!(read(&bytes, &bytes[..len]).is_err());
     }
 
     #[test]

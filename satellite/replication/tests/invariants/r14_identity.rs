@@ -7,9 +7,11 @@ use stor_replication::wire::{Framed, Header, Kind, Status, WireError};
 
 use crate::bench::{A, B, Bench, Rig, block, disk, row, status, view};
 
+type Change = fn(&mut Header);
+
 #[test]
 fn a_replica_serves_only_what_is_meant_for_it() {
-    let wrong: [(fn(&mut Header), u64, Status); 5] = [
+    let wrong: [(Change, u64, Status); 5] = [
         (
             |header| header.volume = VolumeId(uuid::Uuid::from_u128(99)),
             1,

@@ -25,6 +25,13 @@ fn a_failed_flush_is_not_tried_again() {
     let out = bench.ask(1, again, Body::None);
     assert_eq!(disk(&out), []);
     assert_eq!(status(&out, again.op), Some(Status::DiskFailed));
+    // Nor on a new connection, or for a later engine.
+    let mut open = bench.header(Kind::Open, view(2, 0));
+    open.flags = flags::MEMBER;
+    let mut out = bench.ask(2, open, Body::None);
+    out.extend(bench.stored());
+    out.extend(bench.tick(5000));
+    assert_eq!(status(&out, open.op), Some(Status::DiskFailed));
 }
 
 #[test]

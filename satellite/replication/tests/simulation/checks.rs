@@ -85,13 +85,14 @@ impl World {
         let mut text = format!("row {}; ", crate::trace::row(&self.row));
         for process in self.engines.values() {
             let state = process.engine.state(self.nodes[process.node].clock(self.now));
-            text += &format!(
+            let engine = format!(
                 "e{} on n{}: {state:?}, {} in flight, progress {:?}; ",
                 process.epoch,
                 process.node,
                 process.engine.in_flight(),
                 process.engine.progress()
             );
+            text.push_str(&engine);
         }
         text
     }

@@ -11,7 +11,7 @@ use stor_replication::bitmap::Bitmap;
 use stor_replication::disk::{BITS, Copy, PAGE, PageId, WORDS, decode_copy, newest};
 use stor_replication::ids::{Epoch, ReplicaId, VolumeId};
 use stor_replication::range::ByteRange;
-use stor_replication::replica::{DiskAction, StoredPage};
+use stor_replication::replica::{DiskAction, DiskError, StoredPage};
 
 use crate::rng::Rng;
 
@@ -117,12 +117,12 @@ impl Disk {
         }
     }
 
-    /// Ends an operation well; for a read, its data, or `None` for an unreadable block.
-    pub(crate) fn finish(&mut self, rng: &mut Rng, running: &Running) -> Option<Option<Data>> {
+    /// Ends an operation; for a read, its data. An unreadable block is an error.
+    pub(crate) fn finish(&mut self, rng: &mut Rng, running: &Running) -> Result<Option<Data>, DiskError> {
         match &running.action {
             DiskAction::Write { .. } | DiskAction::Zero { .. } => {
                 self.apply_some(rng, &running.action, 100);
-                Some(None)
+                Ok(None)
             }
             DiskAction::Flush => {
                 let dirty: Vec<usize> = self.unflushed.iter().copied().collect();
@@ -137,18 +137,18 @@ impl Disk {
                         self.unflushed.remove(&index);
                     }
                 }
-                Some(None)
+                Ok(None)
             }
             DiskAction::Read { range } => {
                 let range: ByteRange = *range;
                 if range.units(BLOCK).any(|block| self.bad.contains(&block)) {
-                    return None;
+                    return Err(DiskError::Failed);
                 }
                 let blocks = range
                     .units(BLOCK)
                     .map(|b| self.block(usize::try_from(b).unwrap()))
                     .collect();
-                Some(Some(Data {
+                Ok(Some(Data {
                     epoch: Epoch(0),
                     blocks,
                 }))

@@ -19,6 +19,8 @@ pub(crate) enum Fault {
     CutController,
     BreakConnection,
     Takeover,
+    /// The engine's node is cut from the other nodes and taken over by one of them.
+    Split,
     Stop,
     CatalogueAway,
     BadBlocks,
@@ -27,7 +29,7 @@ pub(crate) enum Fault {
     DiskHang,
 }
 
-const ALL: [Fault; 17] = [
+const ALL: [Fault; 18] = [
     Fault::EngineCrash,
     Fault::EnginePause,
     Fault::SatelliteCrash,
@@ -39,6 +41,7 @@ const ALL: [Fault; 17] = [
     Fault::CutController,
     Fault::BreakConnection,
     Fault::Takeover,
+    Fault::Split,
     Fault::Stop,
     Fault::CatalogueAway,
     Fault::BadBlocks,
@@ -74,6 +77,7 @@ impl Plan {
         if faults.is_empty() {
             faults.push(ALL[rng.index(ALL.len())]);
         }
+        let split = faults.contains(&Fault::Split);
         let areas = rng.between(1, 6);
         let hot = (0..areas)
             .map(|_| {
@@ -96,7 +100,7 @@ impl Plan {
             faults,
             pause: rng.spread(200 * MS, 10 * SECOND),
             longest: rng.spread(100 * MS, 60 * SECOND),
-            length: rng.between(10, 60) * SECOND,
+            length: rng.between(10, 60) * SECOND + if split { 30 * SECOND } else { 0 },
             hot,
         }
     }
@@ -166,7 +170,6 @@ impl World {
                     self.cut(other, node, length);
                 }
             }
-            Fault::Cut | Fault::CutOneWay => {}
             Fault::CutController => {
                 self.cut(other, CONTROLLER, length);
                 if self.rng.chance(70) {
@@ -181,7 +184,8 @@ impl World {
                 }
             }
             Fault::Takeover if self.catalogue_up => self.attach(true),
-            Fault::Takeover => {}
+            Fault::Takeover | Fault::Cut | Fault::CutOneWay => {}
+            Fault::Split => self.split(),
             Fault::Stop => {
                 let guests: Vec<u64> = self.guests.keys().copied().collect();
                 if !guests.is_empty() {
@@ -245,6 +249,26 @@ impl World {
                 .satellite
                 .as_ref()
                 .is_some_and(|s| s.replica.superblock().failed)
+    }
+
+    /// The owner's node with its replica on one side, a new engine and the other replicas on the other.
+    fn split(&mut self) {
+        let owner = self
+            .engines
+            .values()
+            .find(|process| process.epoch == self.row.view.epoch);
+        let Some(here) = owner.map(|process| process.node) else {
+            return;
+        };
+        let length = self.rng.between(31, 45) * SECOND;
+        for there in (0..NODES).filter(|node| *node != here) {
+            self.cut(here, there, length);
+            self.cut(there, here, length);
+        }
+        let there = (here + 1 + self.rng.index(NODES - 1)) % NODES;
+        if self.catalogue_up && self.nodes[there].up {
+            self.attach_on(there, true);
+        }
     }
 
     fn failure_is_stored(&self, node: usize) -> bool {

@@ -181,9 +181,12 @@ impl World {
 
     pub(crate) fn attach(&mut self, force: bool) {
         let node = self.rng.index(self.nodes.len());
-        if !self.nodes[node].up {
-            return;
+        if self.nodes[node].up {
+            self.attach_on(node, force);
         }
+    }
+
+    pub(crate) fn attach_on(&mut self, node: usize, force: bool) {
         let change = Change::Attach {
             owner: format!("n{node}"),
             expect: self.row.view.epoch,

@@ -220,7 +220,7 @@ impl World {
             disk.spoil(&mut self.rng, &running);
             Err(DiskError::NoSpace)
         } else {
-            disk.finish(&mut self.rng, &running).ok_or(DiskError::Failed)
+            disk.finish(&mut self.rng, &running)
         };
         self.replica_event(node, replica::Event::DiskDone { op, result });
     }
