@@ -1,4 +1,5 @@
-//! One test per rule of `docs/replication.md`: each fails when its rule is taken out of the code.
+//! One file per rule of `docs/replication.md`: each fails when its rule is taken out of the code. And, in
+//! `steps.rs`, what else follows from one event.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -25,3 +26,4 @@ mod r7_dirty_before_write;
 mod r8_repair_before_reply;
 mod r9_lost_cache;
 mod rules;
+mod steps;
