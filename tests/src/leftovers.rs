@@ -38,7 +38,7 @@ pub fn sweep() {
             .and_then(|rest| rest.split('-').next())
             .and_then(|pid| pid.parse::<i32>().ok());
         if let Some(pid) = owner
-            && !Path::new(&format!("/proc/{pid}")).exists()
+            && process::is_gone(pid)
         {
             remove(&entry.path());
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
+use rustix::process::Signal;
 use stor_api::objects::{NodeState, PoolState};
 use stor_tests::cluster::{self, CLIENT, CONTROLLERS, Cluster, STORAGE};
 use stor_tests::volume::{self, Volume};
@@ -120,6 +121,50 @@ fn newer_pool(cluster: &Cluster) -> anyhow::Result<()> {
     fs::write(&marker, before)?;
     cluster.start_again(&["s1"])?;
     cluster.wait_healthy()
+}
+
+/// Spoils every page of a file but the first, as a disk that returns other sectors than were written.
+fn spoil(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let before = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut spoilt = before.clone();
+    ensure!(
+        spoilt.len() > 8192,
+        "{} has {} bytes only",
+        path.display(),
+        spoilt.len()
+    );
+    spoilt
+        .iter_mut()
+        .skip(4096)
+        .step_by(7)
+        .for_each(|byte| *byte ^= 0x5a);
+    fs::write(path, spoilt)?;
+    Ok(before)
+}
+
+/// The others go on without it, and it is back when its files are.
+#[test]
+fn a_controller_with_a_damaged_log_says_so_and_does_not_run() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        // Ended in order, so that all of the log is in its own file.
+        let pid = cluster.pid("c3").context("c3 does not run")?;
+        process::signal(pid, Signal::TERM, &cluster.dir())?;
+        wait::until(wait::LONG, "c3 has ended", || Ok(process::is_gone(pid)))?;
+        let path = cluster.dir().join("c3/log.db");
+        let before = spoil(&path)?;
+        let said = ends_by_itself(cluster, "c3")?;
+        ensure!(
+            said.contains("log.db") && said.contains("corrupted"),
+            "it does not say what: {said}"
+        );
+        ensure!(said.contains("join"), "it does not say what to do: {said}");
+        // Two of three decide.
+        cluster.run(cluster.client().create_volume(&volume::spec("db1", 1 << 20)))?;
+        // Nothing was acknowledged by it meanwhile: the very files it ended with may be put back.
+        fs::write(&path, before)?;
+        cluster.start_again(&["c3"])?;
+        cluster.wait_healthy()
+    })
 }
 
 /// Runs a quickstart that has to refuse, and returns its exit status and what it said.
