@@ -666,6 +666,33 @@ async fn a_device_does_not_outlive_a_take_over_by_another_node() {
 }
 
 #[tokio::test]
+async fn a_refusal_that_is_out_of_date_does_not_hide_what_is_in_the_way() {
+    let mut world = World::new("db", TransportKind::Fuse);
+    world.serve();
+    world.state(EngineState::Serving, 1).await;
+    let before = world.catalogue.row();
+    *world.catalogue.away.lock().unwrap() = true;
+    world.kill();
+    world.gone().await;
+    for (owner, epoch) in [("k2", 1), (NODE, 2)] {
+        let mut row = world.catalogue.row.lock().unwrap();
+        let attach = Change::Attach {
+            owner: owner.to_owned(),
+            expect: Epoch(epoch),
+            force: true,
+        };
+        *row = decide(&row, &attach).unwrap();
+    }
+    *world.devices.busy.lock().unwrap() = true;
+    world.restart_agent().await;
+    *world.catalogue.away.lock().unwrap() = false;
+    world.desire(before, false);
+    let told = |status: &EngineStatus| status.epoch == 3 && status.reason.contains("mounted on /data");
+    until("who uses the device", || world.status().filter(told)).await;
+    assert_eq!(world.catalogue.asked(), [World::restart(1)]);
+}
+
+#[tokio::test]
 async fn a_device_goes_when_its_node_gets_the_volume_in_another_way() {
     let mut world = World::new("db", TransportKind::Fuse);
     world.serve();

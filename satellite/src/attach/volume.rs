@@ -353,7 +353,11 @@ impl VolumeTask {
                     DeviceDone::Down(devices.take_down(volume, &name, force))
                 });
             }
-            Step::DropConnection => self.connection = None,
+            Step::DropConnection => {
+                self.connection = None;
+                // Nobody is to be sent to what is dead now.
+                self.device_path = None;
+            }
             Step::Spawn { epoch } => self.spawn(epoch, now),
             Step::StopEngine => self.stop_engine(now),
             Step::Kill => self.kill(now),

@@ -105,7 +105,10 @@ impl VolumeTask {
                     return;
                 };
                 self.ask_not_before = Instant::now() + ASK_AGAIN;
-                self.refused = format!("the catalogue refused ({code}): {message}");
+                // One about a row that has moved on says nothing about what happens now.
+                if !volume.is_some_and(|volume| has_moved_on(&volume, &change)) {
+                    self.refused = format!("the catalogue refused ({code}): {message}");
+                }
                 if let Change::Detach { expect, .. } = change
                     && matches!(code.as_str(), "not-found" | "not-attached" | "not-owner")
                 {
@@ -113,5 +116,12 @@ impl VolumeTask {
                 }
             }
         }
+    }
+}
+
+fn has_moved_on(volume: &Volume, change: &Change) -> bool {
+    match change {
+        Change::Restart { expect, .. } | Change::Detach { expect, .. } => volume.row.view.epoch > *expect,
+        _ => false,
     }
 }
