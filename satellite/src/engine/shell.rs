@@ -203,8 +203,9 @@ impl Shell {
             let (stuffed, free): (Vec<_>, Vec<_>) =
                 self.clients.values_mut().partition(|client| client.is_stuffed());
             self.paused = !stuffed.is_empty();
-            free.into_iter()
-                .for_each(|client| client.resume(&mut self.reactor));
+            for client in free {
+                client.resume(&mut self.reactor);
+            }
             if let Some(fuse) = &mut self.fuse {
                 fuse.resume(&mut self.reactor);
             }
