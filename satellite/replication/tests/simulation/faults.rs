@@ -261,7 +261,8 @@ impl World {
             return;
         };
         let length = self.rng.between(31, 45) * SECOND;
-        for there in (0..NODES).filter(|node| *node != here) {
+        // Without the controllers the old engine does not learn that it is superseded.
+        for there in (0..=CONTROLLER).filter(|node| *node != here) {
             self.cut(here, there, length);
             self.cut(there, here, length);
         }
