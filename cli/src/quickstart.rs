@@ -9,13 +9,13 @@
 //! DIR/s1 …               the storage nodes: state and, in `pool`, replicas
 //! DIR/k1                 the diskless node's state
 //! DIR/run/NAME.start     starts a daemon again, detached
-//! DIR/run/NAME.pid       written by NAME.start
+//! DIR/run/NAME.pid       written by NAME.start, removed when the cluster is stopped
 //! DIR/run/dev/sN         devices of volumes attached on a storage node
 //! DIR/log/NAME.log       what a daemon says
 //! ```
 //!
 //! Promises: started again, it is the same cluster with its volumes. What it started it stops, and nothing
-//! else. It does not restart what was killed: people and tests break parts of it and look what happens.
+//! else; but an engine whose device is in use is left alive, for what uses it must not lose anything. It does not restart what was killed: people and tests break parts of it and look what happens.
 
 use std::time::Duration;
 
@@ -23,11 +23,12 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::Global;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::output::{Output, note};
 
 mod cluster;
 mod daemon;
+mod engine;
 mod fleet;
 mod place;
 mod ports;
@@ -55,6 +56,11 @@ pub(crate) struct QuickstartArgs {
 
 /// Runs the command.
 pub(crate) async fn run(args: &QuickstartArgs, global: &Global) -> Result<(), Failure> {
+    if global.dry_run {
+        return Err(Failure::new(Exit::Usage, "quickstart has no dry run")
+            .why("it starts a whole cluster on this machine; nothing was started or written")
+            .help("leave --dry-run out; `storctl quickstart --help` says what is made where"));
+    }
     let mut stop = Stop::listen()?;
     let place = Place::take(&args.dir)?;
     let mut cluster = Cluster::prepare(place, args.nodes, global)?;
@@ -80,12 +86,13 @@ pub(crate) async fn run(args: &QuickstartArgs, global: &Global) -> Result<(), Fa
         }
         other => other,
     };
-    tokio::select! {
-        () = cluster.stop() => {}
-        _ = stop.asked() => {
-            note("asked again: killing what is left");
-            cluster.kill();
-        }
+    let stopped = tokio::select! {
+        () = cluster.stop() => true,
+        _ = stop.asked() => false,
+    };
+    if !stopped {
+        note("asked again: killing what is left");
+        cluster.kill(&[]).await;
     }
     ended
 }

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
 use stor_api::client::{Client, Error, Options};
 use stor_api::objects::{ControllerRole, NodeKind, NodeSpec, NodeState, PoolSpec, PoolState};
 
@@ -17,18 +16,15 @@ use crate::context::Context;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, note};
 
+mod ending;
+
 /// A controller answers within this time after its start, also on a machine that is busy compiling.
 const CONTROLLER_DEADLINE: Duration = Duration::from_mins(1);
 /// A satellite is connected within this time, the heartbeat that a restarted leader waits for included.
 const NODE_DEADLINE: Duration = Duration::from_mins(1);
 const POOL_DEADLINE: Duration = Duration::from_secs(30);
-/// An engine drains and flushes before its satellite ends.
-const SATELLITE_END: Duration = Duration::from_secs(30);
-const CONTROLLER_END: Duration = Duration::from_secs(10);
 /// A daemon that is not seen for this long has ended; one that is just becoming our program is not seen either.
 const GONE: Duration = Duration::from_secs(2);
-/// Time the kernel takes to end a process that was killed.
-const KILL_END: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
@@ -38,6 +34,8 @@ pub(crate) struct Cluster {
     controllers: Vec<Daemon>,
     satellites: Vec<Daemon>,
     client: Client,
+    /// Names of volumes by id; filled when some are found in use at the end.
+    volumes: BTreeMap<String, String>,
 }
 
 impl Cluster {
@@ -72,6 +70,7 @@ impl Cluster {
             controllers,
             satellites,
             client,
+            volumes: BTreeMap::new(),
         })
     }
 
@@ -283,32 +282,6 @@ impl Cluster {
         })
         .await
     }
-
-    /// Stops what runs: first the diskless node, whose engines still need the replicas, then the storage
-    /// nodes, then the controllers, which both tell how they ended. What does not go is killed.
-    pub(crate) async fn stop(&self) {
-        let (storage, diskless): (Vec<&Daemon>, Vec<&Daemon>) = self
-            .satellites
-            .iter()
-            .partition(|s| self.record.satellites.get(&s.name).is_some_and(Option::is_some));
-        let controllers: Vec<&Daemon> = self.controllers.iter().collect();
-        // A satellite that gets SIGINT takes its engines along; with SIGTERM they would live on.
-        end(&diskless, Signal::INT, SATELLITE_END).await;
-        end(&storage, Signal::INT, SATELLITE_END).await;
-        end(&controllers, Signal::TERM, CONTROLLER_END).await;
-        self.kill();
-        let deadline = Instant::now() + KILL_END;
-        while !process::all(self.place.dir()).is_empty() && Instant::now() < deadline {
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    /// Kills every daemon and engine of this cluster that is still there.
-    pub(crate) fn kill(&self) {
-        for pid in process::all(self.place.dir()) {
-            process::signal(pid, Signal::KILL, self.place.dir());
-        }
-    }
 }
 
 fn names(daemons: &[Daemon]) -> String {
@@ -317,22 +290,4 @@ fn names(daemons: &[Daemon]) -> String {
         .map(|d| d.name.as_str())
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-/// Signals all and waits for all, at most `limit` together; kills who stays.
-async fn end(daemons: &[&Daemon], signal: Signal, limit: Duration) {
-    for daemon in daemons {
-        daemon.listens(signal).await;
-        daemon.signal(signal);
-    }
-    let deadline = Instant::now() + limit;
-    for daemon in daemons {
-        if !daemon
-            .gone(deadline.saturating_duration_since(Instant::now()))
-            .await
-        {
-            note(&format!("{} does not stop; killing it", daemon.title));
-            daemon.signal(Signal::KILL);
-        }
-    }
 }

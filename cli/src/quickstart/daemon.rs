@@ -154,6 +154,20 @@ impl Daemon {
             .help(format!("its log is {}", self.log.display()))
     }
 
+    /// Removes its pid file once it is gone: the number may be somebody else's soon, and people kill by it.
+    pub(crate) fn forget(&self) {
+        if self.pid().is_some() {
+            return;
+        }
+        match fs::remove_file(&self.pid_file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                let file = self.pid_file.display();
+                crate::output::note(&format!("cannot remove {file}: {error}"));
+            }
+            _ => {}
+        }
+    }
+
     /// Sends a signal; nothing when it does not run.
     pub(crate) fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid() {
@@ -238,9 +252,13 @@ mod tests {
         assert_eq!(process::all(place.dir()), [pid]);
         daemon.start(&[]).await.unwrap();
         assert_eq!(daemon.pid(), Some(pid), "it is not started twice");
+        daemon.forget();
+        assert_eq!(daemon.pid(), Some(pid), "it is not forgotten while it runs");
         daemon.signal(Signal::TERM);
         assert!(daemon.gone(Duration::from_secs(20)).await);
         assert!(process::all(place.dir()).is_empty());
+        daemon.forget();
+        assert!(!place.pid_file("s1").exists());
     }
 
     #[tokio::test]

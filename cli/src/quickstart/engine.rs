@@ -1,0 +1,158 @@
+//! Engines of a quickstart as the kernel shows them, and who uses their devices. Nothing here asks a daemon:
+//! it is needed when the daemons are gone.
+//!
+//! An engine whose device is used must not be killed. What uses it only waits as long as the engine lives,
+//! and goes on after the next start; without its engine it gets I/O errors, and loses what it has not written.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::process;
+
+/// An engine whose volume is a block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Engine {
+    pub(crate) pid: i32,
+    /// Id of its volume.
+    pub(crate) volume: String,
+    /// Its node.
+    pub(crate) node: String,
+    pub(crate) device: PathBuf,
+    /// Who uses the device: "mounted on /mnt". Empty when nobody is seen.
+    pub(crate) users: Vec<String>,
+}
+
+/// Every engine of the cluster in `dir` that has a block device.
+pub(crate) fn with_device(dir: &Path) -> Vec<Engine> {
+    let loops = loops(Path::new("/sys/block"));
+    let find = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let (volume, node) = volume_and_node(&line, dir)?;
+        let (number, _) = loops.iter().find(|(_, file)| is_of(file, &volume))?;
+        Some(Engine {
+            pid,
+            volume,
+            node,
+            device: PathBuf::from(format!("/dev/loop{number}")),
+            users: users(*number),
+        })
+    };
+    process::all(dir).into_iter().filter_map(find).collect()
+}
+
+/// From the command line of an engine.
+fn volume_and_node(line: &[u8], dir: &Path) -> Option<(String, String)> {
+    let words: Vec<&std::ffi::OsStr> = line
+        .split(|byte| *byte == 0)
+        .map(std::ffi::OsStr::from_bytes)
+        .collect();
+    if words.get(1)?.to_str() != Some("engine") {
+        return None;
+    }
+    let after = |name: &str| {
+        let place = words.iter().position(|word| word.to_str() == Some(name))?;
+        words.get(place + 1).copied()
+    };
+    let volume = after("--volume")?.to_str()?.to_owned();
+    let below = Path::new(after("--control")?).strip_prefix(dir).ok()?;
+    let node = below.components().next()?.as_os_str().to_str()?.to_owned();
+    Some((volume, node))
+}
+
+/// Loop devices and the files they show.
+fn loops(block: &Path) -> Vec<(u32, PathBuf)> {
+    let entries = fs::read_dir(block).into_iter().flatten().flatten();
+    let one = |entry: fs::DirEntry| {
+        let number = entry.file_name().to_str()?.strip_prefix("loop")?.parse().ok()?;
+        let file = fs::read(entry.path().join("loop/backing_file")).ok()?;
+        let file = std::ffi::OsStr::from_bytes(file.trim_ascii_end());
+        Some((number, PathBuf::from(file)))
+    };
+    entries.filter_map(one).collect()
+}
+
+/// Whether a file is in the FUSE mount of a volume, which is named after it.
+fn is_of(file: &Path, volume: &str) -> bool {
+    file.components().any(|part| part.as_os_str() == volume)
+}
+
+/// What is mounted from a loop device, stacked on it, or has it open.
+fn users(number: u32) -> Vec<String> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut users = mounts(&mountinfo, number);
+    let holders = fs::read_dir(format!("/sys/block/loop{number}/holders"));
+    users.extend(holders.into_iter().flatten().flatten().filter_map(|holder| {
+        let name = holder.file_name().into_string().ok()?;
+        Some(format!("/dev/{name} is on it"))
+    }));
+    if users.is_empty() {
+        users = openers(Path::new(&format!("/dev/loop{number}")));
+    }
+    users
+}
+
+fn mounts(mountinfo: &str, number: u32) -> Vec<String> {
+    let wanted = format!("7:{number}");
+    let place = |line: &str| {
+        let mut fields = line.split(' ').skip(2);
+        (fields.next()? == wanted).then_some(())?;
+        Some(format!("mounted on {}", fields.nth(1)?))
+    };
+    mountinfo.lines().filter_map(place).collect()
+}
+
+/// Processes that have the device open.
+fn openers(device: &Path) -> Vec<String> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let one = |process: fs::DirEntry| {
+        let pid: u32 = process.file_name().to_str()?.parse().ok()?;
+        let files = fs::read_dir(process.path().join("fd")).ok()?;
+        files
+            .flatten()
+            .any(|file| fs::read_link(file.path()).is_ok_and(|target| target == device))
+            .then_some(())?;
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        Some(format!("open in {} (process {pid})", name.trim()))
+    };
+    processes.filter_map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0191d5b4-0000-7000-8000-000000000001";
+
+    #[test]
+    fn an_engine_names_its_volume_and_its_node() {
+        let line =
+            format!("stor-satellite\0engine\0--volume\0{ID}\0--control\0/d/k1/engines/{ID}/control.sock\0");
+        let found = |dir: &str| volume_and_node(line.as_bytes(), Path::new(dir));
+        assert_eq!(found("/d"), Some((ID.into(), "k1".into())));
+        assert_eq!(found("/other"), None);
+        let agent = b"stor-satellite\0run\0--node\0k1\0--state-dir\0/d/k1\0";
+        assert_eq!(volume_and_node(agent, Path::new("/d")), None);
+    }
+
+    #[test]
+    fn a_mount_is_told_by_the_number_of_its_device() {
+        let info =
+            "30 1 7:3 / /mnt/db rw - ext4 /dev/loop3 rw\n31 1 7:33 / /mnt/x rw - ext4 /dev/loop33 rw\n";
+        assert_eq!(mounts(info, 3), ["mounted on /mnt/db"]);
+        assert!(mounts(info, 4).is_empty());
+    }
+
+    #[test]
+    fn loop_devices_are_told_by_the_file_they_show() {
+        let block = tempfile::tempdir().unwrap();
+        for name in ["loop3/loop", "loop4", "sda"] {
+            fs::create_dir_all(block.path().join(name)).unwrap();
+        }
+        let file = format!("/d/k1/fuse/{ID}/volume");
+        fs::write(block.path().join("loop3/loop/backing_file"), format!("{file}\n")).unwrap();
+        let found = loops(block.path());
+        assert_eq!(found, [(3, PathBuf::from(file))]);
+        assert!(is_of(&found[0].1, ID) && !is_of(&found[0].1, "0191d5b4"));
+    }
+}
