@@ -21,7 +21,7 @@ pub enum ForwardError {
     /// This node leads by now: it should handle the request itself. Nothing was sent.
     #[error("this controller has become the leader")]
     LeadsItself,
-    /// No leader took the request in time. It surely had no effect.
+    /// No leader took the request in time, or none can be elected. It surely had no effect.
     #[error("no leading controller could be reached for {waited:?}; are enough of them running?")]
     NoLeader {
         /// How long.
@@ -50,8 +50,8 @@ impl ForwardError {
 }
 
 impl<A: Application> Node<A> {
-    /// Hands a request to the present leader and answers what it answers. Waits for a leader to be elected, and
-    /// tries again as long as the request surely was not handled.
+    /// Hands a request to the present leader and answers what it answers. Waits for a leader to be elected as long as
+    /// one may be, and tries again as long as the request surely was not handled.
     ///
     /// Cancel-safe: a request that was sent may be carried out all the same.
     pub async fn forward(&self, request: HttpRequest) -> Result<HttpResponse, ForwardError> {
@@ -82,7 +82,8 @@ impl<A: Application> Node<A> {
                     }
                 }
             }
-            if Instant::now() >= deadline {
+            // Nothing was sent that could have had an effect, and there is nobody to send it to.
+            if Instant::now() >= deadline || self.cut_off().is_some() {
                 return Err(ForwardError::NoLeader { waited: limit });
             }
             // A change of the leadership, or a moment; whichever is first.

@@ -18,6 +18,7 @@
 mod admission;
 mod application;
 mod channel;
+mod contact;
 mod database;
 mod directory;
 mod entry;

@@ -19,6 +19,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::channel::{Channels, is_away};
+use crate::contact::Contacts;
 use crate::entry::{LogId, Snapshot, TypeConfig, Vote};
 use crate::peer::Seat;
 use crate::snapshot::SnapshotFile;
@@ -38,14 +39,16 @@ type Acknowledged = Arc<Mutex<BTreeMap<u64, (Vote, LogId)>>>;
 pub(crate) struct Network {
     from: u64,
     channels: Channels,
+    contacts: Contacts,
     acknowledged: Acknowledged,
 }
 
 impl Network {
-    pub(crate) fn new(from: u64, channels: Channels) -> Self {
+    pub(crate) fn new(from: u64, channels: Channels, contacts: Contacts) -> Self {
         Self {
             from,
             channels,
+            contacts,
             acknowledged: Acknowledged::default(),
         }
     }
@@ -63,6 +66,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             },
             address: node.peer.peer_address.clone(),
             channels: self.channels.clone(),
+            contacts: self.contacts.clone(),
             acknowledged: Arc::clone(&self.acknowledged),
         }
     }
@@ -75,6 +79,7 @@ pub(crate) struct Member {
     to: proto::Addressee,
     address: String,
     channels: Channels,
+    contacts: Contacts,
     acknowledged: Acknowledged,
 }
 
@@ -159,6 +164,7 @@ impl Member {
             .await
             .map_err(|_| self.timeout(action, option.soft_ttl()))?
             .map_err(|status| failed(&status))?;
+        self.contacts.heard(self.to.id);
         Ok(serde_json::from_slice(&reply.into_inner().body).map_err(|error| NetworkError::new(&error))?)
     }
 }
@@ -198,6 +204,7 @@ impl RaftNetworkV2<TypeConfig> for Member {
             .await
             .map_err(|_| self.timeout(RPCTypes::AppendEntries, timeout))?
             .map_err(|status| failed(&status))?;
+        self.contacts.heard(self.to.id);
         let reply = wire::take_append_reply(reply.into_inner()).map_err(|error| NetworkError::new(&error))?;
         self.check_progress(vote, previous, last, &reply)
             .map_err(|error| Unreachable::new(&error))?;

@@ -18,6 +18,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::channel::Channels;
+use crate::contact::Contacts;
 use crate::directory::Directory;
 use crate::entry::TypeConfig;
 use crate::machine::Machine;
@@ -87,6 +88,7 @@ pub(crate) struct Inner<A: Application> {
     pub(crate) options: Options,
     pub(crate) raft: Raft<TypeConfig, Machine<A>>,
     pub(crate) channels: Channels,
+    pub(crate) contacts: Contacts,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) stop: CancellationToken,
     /// Made with the log.
@@ -130,7 +132,8 @@ impl<A: Application> Node<A> {
         let announcements = machine.announcements();
         let store = start_log(&directory.log(), log, &log_state, hold);
         let channels = Channels::default();
-        let network = Network::new(options.peer.id, channels.clone());
+        let contacts = Contacts::default();
+        let network = Network::new(options.peer.id, channels.clone(), contacts.clone());
         let raft = Raft::new(options.peer.id, Arc::new(config), network, store, machine)
             .await
             .map_err(|error| OpenError::Raft {
@@ -145,6 +148,7 @@ impl<A: Application> Node<A> {
             options,
             raft,
             channels,
+            contacts,
             leadership,
             stop,
             incarnation: log_state.incarnation,

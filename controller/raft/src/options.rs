@@ -49,12 +49,13 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// With 100 ms and 300 to 600 ms, leaders lost their lease whenever another process kept the disk busy.
+    /// With 100 ms and 300 to 600 ms, leaders lost their lease whenever another process kept the disk busy; with up to
+    /// 3 s, I/O waited 5 to 8 s when a replica's machine died together with the leader.
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(250),
-            election_min: Duration::from_millis(1_500),
-            election_max: Duration::from_secs(3),
+            election_min: Duration::from_millis(750),
+            election_max: Duration::from_millis(1_500),
         }
     }
 }
@@ -67,6 +68,12 @@ impl Timing {
             election_min: Duration::from_millis(500),
             election_max: Duration::from_secs(1),
         }
+    }
+
+    /// After this long without a leader an election is over, if one can succeed: the lease of the old one, and the
+    /// longest wait of a candidate, twice because the first votes may be split.
+    pub(crate) fn patience(self) -> Duration {
+        self.election_max * 3
     }
 
     /// The openraft configuration of a node with these options.

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use openraft::errors::{Fatal, RaftError};
+use openraft::raft::{AppendEntriesResponse, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stor_proto::peer as proto;
@@ -55,6 +56,13 @@ impl<A: Application> PeerService<A> {
             ))),
             _ => Err(Status::not_found(format!("this is the controller {}", me.id))),
         }
+    }
+
+    /// A request for this node's vote; who asks is there.
+    fn candidacy(&self, body: &[u8]) -> Result<VoteRequest<TypeConfig>, Status> {
+        let request: VoteRequest<TypeConfig> = decode(body)?;
+        self.node.inner.contacts.heard(request.vote.leader_id.voted_for);
+        Ok(request)
     }
 }
 
@@ -113,13 +121,16 @@ impl<A: Application> Peer for PeerService<A> {
         self.check_addressee(request.to.as_ref())?;
         let request =
             wire::take_append(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let answer = self
-            .node
-            .inner
+        let inner = &self.node.inner;
+        let leader = request.vote.leader_id.voted_for;
+        let answer = inner
             .raft
             .append_entries(request)
             .await
             .map_err(|error| raft_stopped(&error))?;
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            inner.contacts.led(leader);
+        }
         Ok(Response::new(wire::put_append_reply(&answer)))
     }
 
@@ -130,13 +141,13 @@ impl<A: Application> Peer for PeerService<A> {
         match method.as_str() {
             "vote" => reply(
                 &raft
-                    .vote(decode(&body)?)
+                    .vote(self.candidacy(&body)?)
                     .await
                     .map_err(|error| raft_stopped(&error))?,
             ),
             "pre_vote" => reply(
                 &raft
-                    .pre_vote(decode(&body)?)
+                    .pre_vote(self.candidacy(&body)?)
                     .await
                     .map_err(|error| raft_stopped(&error))?,
             ),
