@@ -5,7 +5,7 @@
 //! answer. While it lasts an oracle judges every read; afterwards everything is healed and the volume must
 //! become whole again, serve, and stop cleanly.
 //!
-//! `STOR_SIM_SEEDS=n` runs n seeds from `STOR_SIM_FIRST` (default: 2500, about a minute); `STOR_SIM_SEED=n` runs
+//! `STOR_SIM_SEEDS=n` runs n seeds from `STOR_SIM_FIRST` (default: 1500, about a minute); `STOR_SIM_SEED=n` runs
 //! one and prints its history. A seed that once failed is a line in `seeds.txt` and always runs first.
 #![allow(
     clippy::unwrap_used,
@@ -165,7 +165,7 @@ fn the_volume_survives() {
     }
     std::panic::set_hook(Box::new(|_| {}));
     let first = number("STOR_SIM_FIRST").unwrap_or(1);
-    let count = number("STOR_SIM_SEEDS").unwrap_or(2500);
+    let count = number("STOR_SIM_SEEDS").unwrap_or(1500);
     let seeds: Vec<u64> = committed().into_iter().chain(first..first + count).collect();
     let next = AtomicU64::new(0);
     let failed = Mutex::new(Vec::new());
