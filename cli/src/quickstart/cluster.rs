@@ -42,7 +42,10 @@ impl Cluster {
     /// Chooses or recalls ports and names, writes the scripts and `env`; starts nothing yet.
     pub(crate) fn prepare(place: Place, nodes: Option<u8>, global: &Global) -> Result<Self, Failure> {
         let programs = Programs::find()?;
-        let record = fleet::complete(place.record()?, nodes)?;
+        let mut record = fleet::complete(place.record()?, nodes)?;
+        if process::all(place.dir()).is_empty() {
+            fleet::move_taken(&mut record)?;
+        }
         place.save(&record)?;
         let controllers = fleet::controllers(&place, &programs, &record);
         let satellites = fleet::satellites(&place, &programs, &record);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::daemon::Daemon;
 use super::place::{ControllerPorts, Place, Record};
-use super::ports::Ports;
+use super::ports::{Ports, is_free};
 use crate::failure::{Exit, Failure};
 
 const CONTROLLERS: usize = 3;
@@ -85,6 +85,20 @@ pub(crate) fn complete(record: Option<Record>, nodes: Option<u8>) -> Result<Reco
     }
     record.satellites.entry(CLIENT.to_owned()).or_insert(None);
     Ok(record)
+}
+
+/// Gives satellites other ports for theirs that somebody else has taken. Only for a cluster that is stopped
+/// whole: they tell the controllers at their start where they listen, engines that run would not find them.
+pub(crate) fn move_taken(record: &mut Record) -> Result<(), Failure> {
+    let controllers = record.controllers.values().flat_map(|c| [c.api, c.peer]);
+    let satellites = record.satellites.values().flatten().copied();
+    let mut ports = Ports::without(controllers.chain(satellites).collect::<Vec<_>>());
+    for port in record.satellites.values_mut().flatten() {
+        if !is_free(*port) {
+            *port = ports.inner()?;
+        }
+    }
+    Ok(())
 }
 
 /// The controllers, in order.
@@ -233,6 +247,19 @@ mod tests {
         assert_eq!(more.satellites["s1"], first.satellites["s1"]);
         assert!(more.satellites.contains_key("s4"));
         assert_eq!(complete(Some(first), Some(1)).unwrap_err().exit, Exit::Conflict);
+    }
+
+    #[test]
+    fn a_satellite_moves_from_a_port_that_was_taken() {
+        let mut record = complete(None, None).unwrap();
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        record.satellites.insert("s1".into(), Some(port));
+        let before = record.clone();
+        move_taken(&mut record).unwrap();
+        assert_ne!(record.satellites["s1"], Some(port));
+        assert_eq!(record.satellites[CLIENT], None);
+        assert_eq!(record.controllers, before.controllers);
     }
 
     #[test]

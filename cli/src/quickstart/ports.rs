@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 
+use super::process;
 use crate::failure::{Exit, Failure};
 
 /// The REST API's own port; the others follow it.
@@ -63,7 +64,8 @@ pub(crate) fn require_free(port: u16, whose: &str) -> Result<(), Failure> {
     Err(
         Failure::new(Exit::Conflict, format!("port {port} on 127.0.0.1 is in use"))
             .why(format!(
-                "it is the port of {whose} of this cluster, and another program listens there"
+                "it is the port of {whose} of this cluster, and {} listens there",
+                process::listener(port).unwrap_or_else(|| "another program".to_owned())
             ))
             .help(format!(
                 "stop that program (`ss -ltnp 'sport = :{port}'` shows it), then start again"
@@ -84,6 +86,8 @@ mod tests {
         let failure = require_free(port, "controller c1").unwrap_err();
         assert_eq!(failure.exit, Exit::Conflict);
         assert!(failure.what.contains(&port.to_string()), "{failure:?}");
+        let me = format!("(process {})", std::process::id());
+        assert!(failure.why.contains(&me), "{failure:?}");
     }
 
     #[test]

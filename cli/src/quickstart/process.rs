@@ -63,6 +63,50 @@ pub(crate) fn handles(pid: i32, signal: Signal) -> bool {
     caught.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
 }
 
+/// Who listens on a port of this machine, for people: its program, pid, and the directory it was given if it is
+/// one of ours, of another quickstart. `None` when that can't be seen.
+pub(crate) fn listener(port: u16) -> Option<String> {
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    let socket = PathBuf::from(format!("socket:[{}]", listening(&table, port)?));
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let pid = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .find(|pid| {
+            let files = fs::read_dir(format!("/proc/{pid}/fd"));
+            let mut files = files.into_iter().flatten().flatten();
+            files.any(|file| fs::read_link(file.path()).is_ok_and(|target| target == socket))
+        })?;
+    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(described(&line, pid))
+}
+
+/// The inode of the socket that listens on `port`, from `/proc/net/tcp`.
+fn listening(table: &str, port: u16) -> Option<&str> {
+    table.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (_, local) = fields.next()?.split_once(':')?;
+        let state = fields.nth(1)?;
+        let matches = state == "0A" && u16::from_str_radix(local, 16) == Ok(port);
+        matches.then(|| fields.nth(5)).flatten()
+    })
+}
+
+fn described(line: &str, pid: u32) -> String {
+    let mut words = line.split('\0');
+    let program = words
+        .next()
+        .and_then(|word| word.rsplit('/').next())
+        .unwrap_or("?");
+    let mut text = format!("{program} (process {pid})");
+    if program.starts_with("stor-")
+        && words.any(|word| matches!(word, "--dir" | "--state-dir"))
+        && let Some(dir) = words.next()
+    {
+        text = format!("{text} of the cluster with the directory {dir}");
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +118,21 @@ mod tests {
         assert!(handles(me, Signal::SEGV));
         assert!(!handles(me, Signal::URG));
         assert!(!handles(i32::MAX, Signal::SEGV));
+    }
+
+    #[test]
+    fn who_listens_is_told_with_its_directory() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            0: 0100007F:0D4D 0100007F:1234 01 00000000:00000000 00:00000000 00000000     0        0 11 1\n\
+            1: 0100007F:0D4D 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 22 1\n";
+        assert_eq!(listening(table, 0x0d4d), Some("22"));
+        assert_eq!(listening(table, 0x0d4e), None);
+        let line = "/opt/stor-satellite\0run\0--node\0s1\0--state-dir\0/d/s1\0";
+        assert_eq!(
+            described(line, 7),
+            "stor-satellite (process 7) of the cluster with the directory /d/s1"
+        );
+        assert_eq!(described("/usr/bin/nc\0-l\0", 7), "nc (process 7)");
     }
 
     #[test]
