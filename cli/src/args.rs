@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use stor_api::name::{self, Kind};
 use stor_api::size;
 
@@ -21,7 +21,8 @@ A cluster to try it on:  storctl quickstart";
 #[command(
     subcommand_required = true,
     arg_required_else_help = true,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    disable_help_flag = true
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -87,6 +88,9 @@ pub(crate) struct Global {
     /// Return as soon as the wish is recorded, do not wait until it is done
     #[arg(long, global = true)]
     pub(crate) no_wait: bool,
+    /// Print help
+    #[arg(short, long, global = true, action = clap::ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// How answers are printed.
@@ -200,6 +204,14 @@ pub(crate) fn overprovision(text: &str) -> Result<f64, String> {
     }
 }
 
+/// The name of something that is there. Any name may be asked for; none at all would ask for the list.
+pub(crate) fn existing(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("a name is missing".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// The key of a node property.
 pub(crate) fn property_key(text: &str) -> Result<String, String> {
     name::check_property_key(text).map_err(|e| e.to_string())?;
@@ -224,10 +236,31 @@ new_name!(/// The name of a new class.
 new_name!(/// The name of a new volume.
     volume_name, Kind::Volume);
 
+/// Parses the command line, or ends the process with what clap says.
+pub(crate) fn parse() -> Cli {
+    match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => usage(error, std::env::args_os()).exit(),
+    }
+}
+
+/// The same refusal by a grammar that knows no environment: clap takes what comes from there for given, and
+/// would show it in the usage line as if it were required.
+fn usage(error: clap::Error, words: impl IntoIterator<Item = std::ffi::OsString>) -> clap::Error {
+    if !error.use_stderr() {
+        return error;
+    }
+    let plain = ["url", "token_file", "ca_file"]
+        .into_iter()
+        .fold(Cli::command(), |command, id| {
+            command.mut_arg(id, |arg| arg.env(clap::builder::Resettable::Reset))
+        });
+    plain.try_get_matches_from(words).err().unwrap_or(error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_grammar_is_sound() {
@@ -285,6 +318,7 @@ mod tests {
             "controller remove c3",
             "controller transfer-leader c2",
             "event list --follow",
+            "event list --limit 20 -f",
             "completion bash",
             "--url http://a:1 --url http://b:2 --token-file t --ca-file c -o yaml --no-color --timeout 5s node list",
         ] {

@@ -8,6 +8,7 @@ use crate::args;
 use crate::completion;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::output::{Done, confirm};
 use crate::table::{Column, Fields, Table};
 
 /// Verbs.
@@ -22,7 +23,7 @@ pub(crate) enum ClassVerb {
         #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
         replicas: Option<u8>,
         /// Pool to carve from [default: any]
-        #[arg(long, add = completion::pools())]
+        #[arg(long, add = completion::pools(), value_parser = args::existing)]
         pool: Option<String>,
         /// Tag the pool must have; repeatable
         #[arg(long, value_parser = args::tag)]
@@ -42,13 +43,13 @@ pub(crate) enum ClassVerb {
     /// Everything about one class
     Describe {
         /// Its name
-        #[arg(add = completion::classes())]
+        #[arg(add = completion::classes(), value_parser = args::existing)]
         name: String,
     },
     /// Take a class away; its volumes stay as they are
     Delete {
         /// Its name
-        #[arg(add = completion::classes())]
+        #[arg(add = completion::classes(), value_parser = args::existing)]
         name: String,
     },
 }
@@ -93,8 +94,21 @@ pub(crate) async fn run(context: &Context, verb: ClassVerb) -> Result<(), Failur
             if context.planned(&Wish::DeleteClass { name: &name }).await? {
                 return Ok(());
             }
+            if !context.yes {
+                let volumes = context.client.class(&name).await?.volumes;
+                let question = format!("Class {name} is deleted; its {volumes} volumes stay as they are.");
+                confirm(&question, &format!("storctl class delete {name}"))?;
+            }
             context.client.delete_class(&name).await?;
-            context.out.line(&format!("class {name} deleted"))
+            context.out.done(
+                &Done {
+                    kind: "class",
+                    name: &name,
+                    node: None,
+                    result: "deleted",
+                },
+                &format!("class {name} deleted"),
+            )
         }
     }
 }

@@ -4,9 +4,11 @@ use clap::Subcommand;
 use stor_api::client::Wish;
 use stor_api::objects::{Controller, ControllerRole};
 
+use crate::args;
 use crate::completion;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::output::{Done, confirm};
 use crate::table::{Cell, Column, Table, Tone};
 use crate::wait::{self, Look};
 
@@ -18,13 +20,13 @@ pub(crate) enum ControllerVerb {
     /// Take a controller out of the cluster
     Remove {
         /// Its name
-        #[arg(add = completion::controllers())]
+        #[arg(add = completion::controllers(), value_parser = args::existing)]
         name: String,
     },
     /// Make another controller the leader
     TransferLeader {
         /// Its name
-        #[arg(add = completion::controllers())]
+        #[arg(add = completion::controllers(), value_parser = args::existing)]
         name: String,
     },
 }
@@ -40,10 +42,22 @@ pub(crate) async fn run(context: &Context, verb: ControllerVerb) -> Result<(), F
             if context.planned(&Wish::RemoveController { name: &name }).await? {
                 return Ok(());
             }
+            if !context.yes {
+                confirm(
+                    &removal(&name, &client.controllers().await?),
+                    &format!("storctl controller remove {name}"),
+                )?;
+            }
             client.remove_controller(&name).await?;
-            context
-                .out
-                .line(&format!("controller {name} removed; its process can be stopped"))
+            context.out.done(
+                &Done {
+                    kind: "controller",
+                    name: &name,
+                    node: None,
+                    result: "removed",
+                },
+                &format!("controller {name} removed; its process can be stopped"),
+            )
         }
         ControllerVerb::TransferLeader { name } => {
             if context.planned(&Wish::TransferLeader { name: &name }).await? {
@@ -62,9 +76,33 @@ pub(crate) async fn run(context: &Context, verb: ControllerVerb) -> Result<(), F
                 })
                 .await?;
             }
-            context.out.line(&format!("controller {name} leads"))
+            context.out.done(
+                &Done {
+                    kind: "controller",
+                    name: &name,
+                    node: None,
+                    result: "leads",
+                },
+                &format!("controller {name} leads"),
+            )
         }
     }
+}
+
+/// What removing a controller means, for who is to confirm it.
+fn removal(name: &str, all: &[Controller]) -> String {
+    let left = all
+        .iter()
+        .filter(|c| c.name != name && c.role != ControllerRole::Learner)
+        .count();
+    let mut text = format!(
+        "Controller {name} is taken out of the cluster for good; {left} stay. One is added only by setting up \
+         a new one with `stor-controller join`."
+    );
+    if left < 3 {
+        text.push_str(" With fewer than three, none of them may fail.");
+    }
+    text
 }
 
 pub(crate) fn role(role: ControllerRole) -> &'static str {
@@ -109,9 +147,8 @@ fn table(controllers: &[Controller]) -> Table {
 mod tests {
     use super::*;
 
-    #[test]
-    fn list() {
-        let controller = |name: &str, id, role, online, lag| Controller {
+    fn controller(name: &str, id: u64, role: ControllerRole, online: bool, lag: Option<u64>) -> Controller {
+        Controller {
             name: name.into(),
             id,
             api_address: format!("http://127.0.0.1:337{id}"),
@@ -119,7 +156,28 @@ mod tests {
             role,
             online,
             lag,
-        };
+        }
+    }
+
+    #[test]
+    fn a_removal_says_how_many_stay() {
+        let all: Vec<Controller> = (1..=4)
+            .map(|id| controller(&format!("c{id}"), id, ControllerRole::Follower, true, None))
+            .collect();
+        let four = removal("c1", &all);
+        assert!(
+            four.contains("3 stay") && !four.contains("fewer than three"),
+            "{four}"
+        );
+        let three = removal("c1", &all[..3]);
+        assert!(
+            three.contains("2 stay") && three.contains("none of them may fail"),
+            "{three}"
+        );
+    }
+
+    #[test]
+    fn list() {
         let text = table(&[
             controller("c1", 1, ControllerRole::Leader, true, None),
             controller("c2", 2, ControllerRole::Follower, true, Some(0)),

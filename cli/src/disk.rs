@@ -5,6 +5,7 @@ use stor_api::client::Filter;
 use stor_api::objects::Disk;
 use stor_api::size;
 
+use crate::args;
 use crate::completion;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -16,7 +17,7 @@ pub(crate) enum DiskVerb {
     /// Block devices, and why one can't become a pool
     List {
         /// Only this node's
-        #[arg(long, add = completion::nodes())]
+        #[arg(long, add = completion::nodes(), value_parser = args::existing)]
         node: Option<String>,
     },
 }

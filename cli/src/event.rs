@@ -17,13 +17,22 @@ pub(crate) enum EventVerb {
         /// Go on with what happens, until Ctrl-C; with -o json one event a line
         #[arg(short, long)]
         follow: bool,
+        /// Only the newest N; 0: all that are kept [default: 100, with --follow 10]
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
     },
 }
 
+/// Shown without --limit.
+const NEWEST: usize = 100;
+/// Shown before those that are followed: enough to see where one is.
+const NEWEST_FOLLOWED: usize = 10;
+
 /// Runs a verb.
 pub(crate) async fn run(context: &Context, verb: EventVerb) -> Result<(), Failure> {
-    let EventVerb::List { follow } = verb;
-    let events = context.client.events(0).await?;
+    let EventVerb::List { follow, limit } = verb;
+    let limit = limit.unwrap_or(if follow { NEWEST_FOLLOWED } else { NEWEST });
+    let events = newest(context.client.events(0).await?, limit);
     if !follow {
         return context.out.list(events, "nothing has happened yet", table);
     }
@@ -35,6 +44,15 @@ pub(crate) async fn run(context: &Context, verb: EventVerb) -> Result<(), Failur
     loop {
         print(&line(&stream.next().await?, context.out.format)?)?;
     }
+}
+
+/// The last `limit`, or all with 0.
+fn newest(mut events: Vec<Event>, limit: usize) -> Vec<Event> {
+    let more = events.len().saturating_sub(limit);
+    if limit > 0 && more > 0 {
+        events.drain(..more);
+    }
+    events
 }
 
 /// One event of a stream that has no end, and so can't be one table or document.
@@ -122,6 +140,15 @@ mod tests {
         let lines: String = events.iter().map(|e| line(e, Format::Table).unwrap()).collect();
         let text = format!("{}\n{lines}", table(&events).render(None));
         insta::assert_snapshot!(anstream::adapter::strip_str(&text).to_string());
+    }
+
+    #[test]
+    fn the_newest_are_the_last() {
+        let events: Vec<Event> = (1..=5).map(|seq| event(seq, Severity::Info)).collect();
+        let seqs = |limit| -> Vec<u64> { newest(events.clone(), limit).iter().map(|e| e.seq).collect() };
+        assert_eq!(seqs(2), [4, 5]);
+        assert_eq!(seqs(9), [1, 2, 3, 4, 5]);
+        assert_eq!(seqs(0), [1, 2, 3, 4, 5]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::CommandFactory as _;
 
 mod args;
 mod class;
@@ -30,7 +30,7 @@ use failure::Failure;
 
 fn main() -> ExitCode {
     clap_complete::CompleteEnv::with_factory(Cli::command).complete();
-    let cli = Cli::parse();
+    let cli = args::parse();
     if cli.global.no_color {
         anstream::ColorChoice::Never.write_global();
     }

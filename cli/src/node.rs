@@ -11,7 +11,7 @@ use crate::args;
 use crate::completion;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{note, width};
+use crate::output::{Done, note, width};
 use crate::table::{Cell, Column, Fields, Table, Tone};
 
 /// Verbs.
@@ -36,13 +36,13 @@ pub(crate) enum NodeVerb {
     /// Everything about one node
     Describe {
         /// Its name
-        #[arg(add = completion::nodes())]
+        #[arg(add = completion::nodes(), value_parser = args::existing)]
         name: String,
     },
     /// Change properties
     Set {
         /// Its name
-        #[arg(add = completion::nodes())]
+        #[arg(add = completion::nodes(), value_parser = args::existing)]
         name: String,
         /// New value; `KEY=` removes the property; repeatable
         #[arg(long, value_name = "KEY=VALUE", value_parser = args::property, required = true)]
@@ -51,7 +51,7 @@ pub(crate) enum NodeVerb {
     /// Forget a node that has no pools and no attachments
     Delete {
         /// Its name
-        #[arg(add = completion::nodes())]
+        #[arg(add = completion::nodes(), value_parser = args::existing)]
         name: String,
     },
 }
@@ -123,7 +123,15 @@ pub(crate) async fn run(context: &Context, verb: NodeVerb) -> Result<(), Failure
                 return Ok(());
             }
             client.delete_node(&name, false).await?;
-            context.out.line(&format!("node {name} forgotten"))
+            context.out.done(
+                &Done {
+                    kind: "node",
+                    name: &name,
+                    node: None,
+                    result: "deleted",
+                },
+                &format!("node {name} forgotten"),
+            )
         }
     }
 }

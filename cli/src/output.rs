@@ -9,6 +9,20 @@ use crate::args::Format;
 use crate::failure::{Failure, placement_table};
 use crate::table::Table;
 
+/// What a command without an object has done.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Done<'a> {
+    /// Of what: `volume`, `node`.
+    pub(crate) kind: &'static str,
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Where, when the name alone does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<&'a str>,
+    /// One word for scripts, such as `deleted`.
+    pub(crate) result: &'static str,
+}
+
 /// Where and how answers are printed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
@@ -63,12 +77,10 @@ impl Output {
         })
     }
 
-    /// A line for people; programs get none.
-    pub(crate) fn line(self, text: &str) -> Result<(), Failure> {
-        match self.format {
-            Format::Table => print(&format!("{text}\n")),
-            Format::Json | Format::Yaml => Ok(()),
-        }
+    /// What became of an object that can't be shown any more, or has no answer of its own: a line for people,
+    /// one document for programs.
+    pub(crate) fn done(self, done: &Done<'_>, text: &str) -> Result<(), Failure> {
+        self.object(done, |_| format!("{text}\n"))
     }
 }
 

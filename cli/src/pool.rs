@@ -9,7 +9,7 @@ use crate::args;
 use crate::completion;
 use crate::context::Context;
 use crate::failure::{Exit, Failure};
-use crate::output::confirm;
+use crate::output::{Done, confirm};
 use crate::table::{Cell, Column, Fields, Table, Tone};
 use crate::wait::{self, Look};
 
@@ -22,7 +22,7 @@ pub(crate) enum PoolVerb {
         #[arg(value_parser = args::pool_name)]
         name: String,
         /// The node
-        #[arg(long, add = completion::nodes())]
+        #[arg(long, add = completion::nodes(), value_parser = args::existing)]
         node: String,
         /// Directory on the node that holds the replicas as files
         #[arg(long, value_name = "PATH")]
@@ -39,19 +39,19 @@ pub(crate) enum PoolVerb {
     /// Everything about a pool, on one node or all
     Describe {
         /// Its name
-        #[arg(add = completion::pools())]
+        #[arg(add = completion::pools(), value_parser = args::existing)]
         name: String,
         /// Only on this node
-        #[arg(long, add = completion::nodes())]
+        #[arg(long, add = completion::nodes(), value_parser = args::existing)]
         node: Option<String>,
     },
     /// Change a pool on one node
     Set {
         /// Its name
-        #[arg(add = completion::pools())]
+        #[arg(add = completion::pools(), value_parser = args::existing)]
         name: String,
         /// The node
-        #[arg(long, add = completion::nodes())]
+        #[arg(long, add = completion::nodes(), value_parser = args::existing)]
         node: String,
         /// Replaces the tags; repeatable
         #[arg(long, value_parser = args::tag, conflicts_with = "no_tags")]
@@ -66,10 +66,10 @@ pub(crate) enum PoolVerb {
     /// Take an empty pool away from a node
     Delete {
         /// Its name
-        #[arg(add = completion::pools())]
+        #[arg(add = completion::pools(), value_parser = args::existing)]
         name: String,
         /// The node
-        #[arg(long, add = completion::nodes())]
+        #[arg(long, add = completion::nodes(), value_parser = args::existing)]
         node: String,
     },
 }
@@ -242,9 +242,15 @@ async fn delete(context: &Context, name: &str, node: &str) -> Result<(), Failure
         })
         .await?;
     }
-    context.out.line(&format!(
-        "pool {name} on {node} deleted; its directory was left in place"
-    ))
+    context.out.done(
+        &Done {
+            kind: "pool",
+            name,
+            node: Some(node),
+            result: "deleted",
+        },
+        &format!("pool {name} on {node} deleted; its directory was left in place"),
+    )
 }
 
 fn state(state: PoolState) -> Cell {

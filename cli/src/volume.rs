@@ -9,7 +9,7 @@ use crate::args;
 use crate::completion;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::confirm;
+use crate::output::{Done, confirm};
 use crate::wait::{self, Look};
 
 mod attach;
@@ -25,21 +25,23 @@ pub(crate) enum VolumeVerb {
     /// All volumes
     List {
         /// Only those with a replica or an attachment on this node
-        #[arg(long, add = completion::nodes())]
+        #[arg(long, add = completion::nodes(), value_parser = args::existing)]
         node: Option<String>,
     },
     /// Everything about one volume: replicas, attachments, counters
     Describe {
         /// Its name
-        #[arg(add = completion::volumes())]
+        #[arg(add = completion::volumes(), value_parser = args::existing)]
         name: String,
     },
     /// Delete a volume and its data
     Delete {
         /// Its name
-        #[arg(add = completion::volumes())]
+        #[arg(add = completion::volumes(), value_parser = args::existing)]
         name: String,
-        /// Do not wait for nodes that are away: their copies are left behind until they come back
+        /// Do not wait for nodes that are away: their copies are left behind until they come back. A node
+        /// that has the volume attached is cut off, also one that is online: what uses the device there gets
+        /// I/O errors, and what a mounted file system has not written yet is lost
         #[arg(long)]
         force: bool,
     },
@@ -59,13 +61,13 @@ pub(crate) struct CreateArgs {
     #[arg(value_parser = args::volume_size)]
     size: u64,
     /// Class whose values fill what is not given here
-    #[arg(long, add = completion::classes())]
+    #[arg(long, add = completion::classes(), value_parser = args::existing)]
     class: Option<String>,
     /// Copies, each on another node [default: the class's, else 2]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
     replicas: Option<u8>,
     /// Pool to carve from [default: the class's, else any]
-    #[arg(long, add = completion::pools())]
+    #[arg(long, add = completion::pools(), value_parser = args::existing)]
     pool: Option<String>,
     /// Tag the pool must have; repeatable
     #[arg(long, value_parser = args::tag)]
@@ -87,9 +89,13 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
     match verb {
         VolumeVerb::Create(args) => create(context, args).await,
         VolumeVerb::List { node } => {
+            let none = match &node {
+                // One that is not there has no volumes either, and a typo must not look like that.
+                Some(node) => format!("no volumes on node {}", client.node(node).await?.name),
+                None => "no volumes; make one with `storctl volume create NAME SIZE`".to_owned(),
+            };
             let volumes = client.volumes(&Filter { node, volume: None }).await?;
-            let none = "no volumes; make one with `storctl volume create NAME SIZE`";
-            context.out.list(volumes, none, shown::table)
+            context.out.list(volumes, &none, shown::table)
         }
         VolumeVerb::Describe { name } => context.out.object(&client.volume(&name).await?, shown::describe),
         VolumeVerb::Delete { name, force } => delete(context, &name, force).await,
@@ -173,18 +179,40 @@ async fn delete(context: &Context, name: &str, force: bool) -> Result<(), Failur
     if !context.yes {
         let volume = context.client.volume(name).await?;
         let size = size::format(volume.size_bytes);
-        let question = format!(
+        let mut question = format!(
             "Volume {name} ({size}) and its {} replicas are deleted.",
             volume.replicas.len()
         );
-        confirm(&question, &format!("storctl volume delete {name}"))?;
+        if force {
+            for attachment in &volume.attachments {
+                question = format!("{question} {}", attach::cut_off(attachment));
+            }
+        }
+        let force = if force { " --force" } else { "" };
+        confirm(&question, &format!("storctl volume delete {name}{force}"))?;
     }
     context.client.delete_volume(name, force).await?;
     if context.no_wait {
-        return context.out.line(&format!("volume {name} is being deleted"));
+        return context.out.done(
+            &Done {
+                kind: "volume",
+                name,
+                node: None,
+                result: "deleting",
+            },
+            &format!("volume {name} is being deleted"),
+        );
     }
     gone(context, name).await?;
-    context.out.line(&format!("volume {name} deleted"))
+    context.out.done(
+        &Done {
+            kind: "volume",
+            name,
+            node: None,
+            result: "deleted",
+        },
+        &format!("volume {name} deleted"),
+    )
 }
 
 /// Waits until a volume that is being deleted is no more.

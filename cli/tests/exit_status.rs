@@ -11,7 +11,9 @@ use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use stor_api::objects::{PlacementVerdict, Replica, ReplicaState, Volume, VolumeState};
+use stor_api::objects::{
+    Attachment, AttachmentState, Counters, PlacementVerdict, Replica, ReplicaState, Volume, VolumeState,
+};
 use stor_api::problem::Problem;
 
 /// Answers request after request; the last answer is repeated.
@@ -170,6 +172,16 @@ fn usage_is_2() {
 }
 
 #[test]
+fn an_empty_name_is_none() {
+    let output = Command::new(env!("CARGO_BIN_EXE_storctl"))
+        .args(["--url", "http://127.0.0.1:9", "volume", "describe", ""])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+    assert!(err(&output).contains("a name is missing"), "{}", err(&output));
+}
+
+#[test]
 fn nobody_there_is_6_and_names_the_url() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -258,6 +270,123 @@ fn a_delete_asks_where_it_can_and_refuses_where_it_cannot() {
         gone.seen.lock().unwrap()[0],
         "DELETE /api/v1/volumes/db1 HTTP/1.1"
     );
+}
+
+fn attached(state: AttachmentState) -> (u16, String) {
+    let mut volume = volume(VolumeState::Healthy);
+    volume.attachments.push(Attachment {
+        volume: "db1".into(),
+        node: "k1".into(),
+        transport: "fuse".into(),
+        read_only: false,
+        device: "/dev/stor/db1".into(),
+        nbd_uri: String::new(),
+        epoch: 1,
+        state,
+        reason: String::new(),
+        counters: Counters::default(),
+    });
+    (200, serde_json::to_string(&volume).unwrap())
+}
+
+#[test]
+fn force_says_who_is_cut_off_and_asks() {
+    for line in [
+        "volume delete db1 --force",
+        "volume detach db1 --force",
+        "volume detach db1 --node k1 --force",
+    ] {
+        let fake = fake(vec![attached(AttachmentState::Attached)]);
+        let output = storctl(&fake.url, line);
+        assert_eq!(output.status.code(), Some(2), "{line}: {}", err(&output));
+        for word in ["node k1", "/dev/stor/db1", "is lost", "--force --yes"] {
+            assert!(err(&output).contains(word), "{line}: {word}: {}", err(&output));
+        }
+        assert!(fake.seen.lock().unwrap().iter().all(|r| r.starts_with("GET ")));
+    }
+}
+
+#[test]
+fn a_node_that_is_away_is_cut_off_without_a_question() {
+    let fake = fake(vec![
+        attached(AttachmentState::Unknown),
+        (200, "{}".into()),
+        answer(VolumeState::Healthy),
+    ]);
+    let output = storctl(&fake.url, "volume detach db1 --node k1 --force");
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+}
+
+#[test]
+fn controllers_and_classes_are_not_taken_away_unasked() {
+    let class = r#"{"name":"fast","replicas":2,"tags":[],"volumes":3,"revision":1}"#;
+    for (line, body, word) in [
+        ("controller remove c1", r#"{"items":[]}"#, "for good"),
+        ("class delete fast", class, "3 volumes"),
+    ] {
+        let fake = fake(vec![(200, body.into())]);
+        let output = storctl(&fake.url, line);
+        assert_eq!(output.status.code(), Some(2), "{line}: {}", err(&output));
+        assert!(err(&output).contains(word), "{line}: {}", err(&output));
+        assert!(fake.seen.lock().unwrap().iter().all(|r| r.starts_with("GET ")));
+    }
+}
+
+#[test]
+fn what_is_gone_is_one_document_too() {
+    let gone = refused(404)[0].clone();
+    let deleted = fake(vec![(200, "{}".into()), gone]);
+    let output = storctl(&deleted.url, "volume delete db1 --yes -o json");
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        shown,
+        serde_json::json!({"kind": "volume", "name": "db1", "result": "deleted"})
+    );
+    let detached = fake(vec![(200, "{}".into()), answer(VolumeState::Healthy)]);
+    let output = storctl(&detached.url, "volume detach db1 --node k1 -o json");
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        shown,
+        serde_json::json!({"kind": "volume", "name": "db1", "node": "k1", "result": "detached"})
+    );
+}
+
+#[test]
+fn a_list_of_a_node_that_is_not_there_is_3_and_of_an_empty_one_says_so() {
+    let away = fake(refused(404));
+    let output = storctl(&away.url, "volume list --node nope");
+    assert_eq!(output.status.code(), Some(3), "{}", err(&output));
+    let node = r#"{"name":"k1","address":"a","kind":"diskless","state":"online","properties":{},"transports":[],"revision":1}"#;
+    let empty = fake(vec![(200, node.into()), (200, r#"{"items":[]}"#.into())]);
+    let output = storctl(&empty.url, "volume list --node k1");
+    assert_eq!(
+        (output.status.code(), err(&output).as_str()),
+        (Some(0), "no volumes on node k1\n")
+    );
+}
+
+#[test]
+fn the_usage_line_has_nothing_from_the_environment() {
+    let output = storctl("http://127.0.0.1:9", "volume attach");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        err(&output).contains("Usage: storctl volume attach"),
+        "{}",
+        err(&output)
+    );
+    assert!(!err(&output).contains("--url"), "{}", err(&output));
+}
+
+#[test]
+fn a_quickstart_has_no_dry_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("q");
+    let output = storctl(
+        "http://127.0.0.1:9",
+        &format!("quickstart --dry-run --dir {}", place.display()),
+    );
+    assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+    assert!(!place.exists());
 }
 
 #[test]

@@ -4,19 +4,21 @@ use clap::Args;
 use stor_api::client::{Client, Wish};
 use stor_api::objects::{Attachment, AttachmentSpec, AttachmentState};
 
+use crate::args;
 use crate::completion;
 use crate::context::Context;
 use crate::failure::{Exit, Failure};
+use crate::output::{Done, confirm};
 use crate::wait::{self, Look};
 
 /// Of `volume attach`.
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// The volume
-    #[arg(add = completion::volumes())]
+    #[arg(add = completion::volumes(), value_parser = args::existing)]
     name: String,
     /// The node that gets it
-    #[arg(long, add = completion::nodes())]
+    #[arg(long, add = completion::nodes(), value_parser = args::existing)]
     node: String,
     /// How the device is reached: fuse (a device in /dev/stor) or socket (NBD on a unix socket) [default: the
     /// class's, else the best the node has]
@@ -34,12 +36,14 @@ pub(crate) struct AttachArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DetachArgs {
     /// The volume
-    #[arg(add = completion::volumes())]
+    #[arg(add = completion::volumes(), value_parser = args::existing)]
     name: String,
     /// The node that has it [default: the one that has it]
-    #[arg(long, add = completion::nodes())]
+    #[arg(long, add = completion::nodes(), value_parser = args::existing)]
     node: Option<String>,
-    /// Do not wait for a node that is away; its engine can't write any more from then on
+    /// Do not wait for the node, and take the volume from it although it is in use: its engine can't write any
+    /// more, what uses the device there gets I/O errors, and what a mounted file system has not written yet
+    /// is lost
     #[arg(long)]
     force: bool,
 }
@@ -139,16 +143,61 @@ pub(super) async fn detach(context: &Context, args: DetachArgs) -> Result<(), Fa
     {
         return Ok(());
     }
+    if force && !context.yes {
+        confirm_cut(context, &name, &node).await?;
+    }
     context.client.detach(&name, &node, force).await?;
     if context.no_wait {
-        return context
-            .out
-            .line(&format!("volume {name} is being detached from node {node}"));
+        return context.out.done(
+            &Done {
+                kind: "volume",
+                name: &name,
+                node: Some(&node),
+                result: "detaching",
+            },
+            &format!("volume {name} is being detached from node {node}"),
+        );
     }
     detached(context, &name, &node).await?;
-    context
-        .out
-        .line(&format!("volume {name} detached from node {node}"))
+    context.out.done(
+        &Done {
+            kind: "volume",
+            name: &name,
+            node: Some(&node),
+            result: "detached",
+        },
+        &format!("volume {name} detached from node {node}"),
+    )
+}
+
+/// Asks before a node that is online is cut off. One that is away can't be asked to give the volume back: that
+/// is what the force is for.
+async fn confirm_cut(context: &Context, name: &str, node: &str) -> Result<(), Failure> {
+    let volume = context.client.volume(name).await?;
+    let found = volume.attachments.iter().find(|a| a.node == node);
+    match found.filter(|a| a.state != AttachmentState::Unknown) {
+        Some(attachment) => confirm(
+            &cut_off(attachment),
+            &format!("storctl volume detach {name} --node {node} --force"),
+        ),
+        None => Ok(()),
+    }
+}
+
+/// What force does to a node that has a volume.
+pub(super) fn cut_off(attachment: &Attachment) -> String {
+    let Attachment {
+        volume, node, device, ..
+    } = attachment;
+    let device = if device.is_empty() {
+        String::new()
+    } else {
+        format!(" as {device}")
+    };
+    format!(
+        "Volume {volume} is attached on node {node}{device}, which is cut off: what uses it there gets I/O \
+         errors, and what a mounted file system has not written yet is lost."
+    )
 }
 
 async fn only_node(client: &Client, name: &str) -> Result<String, Failure> {
