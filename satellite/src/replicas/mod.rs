@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use stor_device::{ReactorError, Waker};
 use thiserror::Error;
@@ -91,6 +92,22 @@ struct Shared {
     report: Vec<ReplicaReport>,
 }
 
+/// The kernel closes the socket of a killed satellite a moment after its end: an io_uring holds it until it is taken
+/// apart. Without patience, a satellite started again at once would end.
+const BIND_AGAIN: (u32, Duration) = (60, Duration::from_millis(50));
+
+/// Listens; waits for a while when the port is taken. Blocks: for the start only.
+fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
+    let (times, pause) = BIND_AGAIN;
+    for _ in 0..times {
+        match TcpListener::bind(listen) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(pause),
+            other => return other,
+        }
+    }
+    TcpListener::bind(listen)
+}
+
 /// Handle on the server's thread, which lives as long as the process.
 #[derive(Debug)]
 pub struct Server {
@@ -107,7 +124,7 @@ impl Server {
             address: listen,
             source,
         };
-        let listener = TcpListener::bind(listen).map_err(listen_error)?;
+        let listener = bind(listen).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (tell, told) = sync_channel(1);
@@ -151,5 +168,24 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner)
             .report
             .clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_just_being_given_back_is_waited_for() {
+        let before = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = before.local_addr().unwrap();
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(BIND_AGAIN.1 * 4);
+            drop(before);
+        });
+        let listener = bind(address).unwrap();
+        holder.join().unwrap();
+        assert_eq!(bind(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
     }
 }
