@@ -120,6 +120,8 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let volume = context.client.create_volume(&spec).await?;
+    // A new one always has its replicas still to be made when the wish is answered.
+    let was_there = volume.state != VolumeState::Creating;
     let volume = if context.no_wait {
         volume
     } else {
@@ -130,6 +132,8 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         let (name, size) = (&volume.name, size::format(volume.size_bytes));
         let state = if volume.state == VolumeState::Creating {
             "is being created"
+        } else if was_there {
+            "was there already, nothing was changed"
         } else {
             "created"
         };

@@ -222,6 +222,17 @@ fn create_waits_and_json_is_the_object_alone() {
 }
 
 #[test]
+fn a_volume_that_was_there_is_not_called_created() {
+    let fake = fake(vec![answer(VolumeState::Healthy)]);
+    let output = storctl(&fake.url, "volume create db1 1Gi");
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    assert_eq!(
+        out(&output),
+        "volume db1 was there already, nothing was changed: 1.0 GiB on s1\n"
+    );
+}
+
+#[test]
 fn no_wait_returns_at_once() {
     let fake = fake(vec![answer(VolumeState::Creating)]);
     let output = storctl(&fake.url, "volume create db1 1Gi --no-wait");
