@@ -93,7 +93,12 @@ impl Disk {
             versions.drain(..versions.len() - 1);
             self.unflushed.remove(&index);
         } else {
-            if versions.len() > 6 {
+            // Not while a flush may need what is forgotten.
+            let flushing = self
+                .running
+                .values()
+                .any(|running| running.action == DiskAction::Flush);
+            if versions.len() > 6 && !flushing {
                 let at = 1 + rng.index(versions.len() - 2);
                 versions.remove(at);
             }

@@ -225,6 +225,7 @@ impl World {
                 disk.broken = true;
                 // Its next flush may lose what was not flushed.
                 self.nodes[node].wiped = self.moment;
+                self.nodes[node].ever_wiped = true;
                 self.ever_wiped = true;
                 self.note_lost();
                 self.after(length, What::DiskRecovers(node));

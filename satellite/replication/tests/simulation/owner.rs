@@ -112,6 +112,12 @@ impl World {
         self.node_of(replica).map_or(0, |node| self.nodes[node].wiped)
     }
 
+    /// Whether a replica ever lost anything: it may have been between the last copy and its joining.
+    pub(crate) fn ever_lost(&self, replica: ReplicaId) -> bool {
+        self.node_of(replica)
+            .is_some_and(|node| self.nodes[node].ever_wiped)
+    }
+
     /// Everything that ended before `lost` may be gone where it was not flushed: no member has kept it.
     pub(crate) fn note_lost(&mut self) {
         let lost = self.row.in_sync().map(|id| self.wiped(id)).min().unwrap_or(0);

@@ -280,6 +280,7 @@ impl World {
         place.satellite = None;
         place.boot = self.rng.next();
         place.wiped = moment;
+        place.ever_wiped = true;
         if let Some((_, disk)) = &mut place.store {
             disk.crash(&mut self.rng);
             disk.hangs_until = 0;

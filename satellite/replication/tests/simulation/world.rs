@@ -118,6 +118,7 @@ pub(crate) struct Node {
     pub(crate) starting: bool,
     /// When its replica last lost acknowledged writes, since it joined.
     pub(crate) wiped: u64,
+    pub(crate) ever_wiped: bool,
 }
 
 impl Node {
@@ -236,6 +237,7 @@ impl World {
                 satellite: None,
                 starting: false,
                 wiped: 0,
+                ever_wiped: false,
             };
             if index < copies {
                 let id = ReplicaId(index as u32 + 1);
