@@ -98,8 +98,9 @@ impl Who {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // openraft warns several times a second of a member that is down; the status and the events tell it once.
     let filter = tracing_subscriber::EnvFilter::try_from_env("STOR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -410,8 +410,9 @@ impl Client {
             }
             tried = round;
             let left = deadline.saturating_duration_since(Instant::now());
-            if tried.iter().all(|t| t.refused) && self.timeout.saturating_sub(left) >= REFUSED_FOR {
-                break;
+            let after = self.timeout.saturating_sub(left);
+            if tried.iter().all(|t| t.refused) && after >= REFUSED_FOR {
+                return Err(Error::ended(path, after, tried));
             }
             tokio::time::sleep(pause.min(left)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -450,7 +451,7 @@ impl Client {
     }
 }
 
-/// When every URL refuses connections for this long, nobody is there; waiting for the deadline says no more.
+/// When every URL refuses connections, or says that there is no quorum, for this long, nobody is there; waiting for the deadline says no more.
 /// Long enough for a controller that is just being restarted.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 

@@ -19,7 +19,8 @@ use super::problem::{Failure, OUTCOME, Outcome};
 use super::{MAX_BODY, watch};
 use crate::cluster::Cluster;
 
-/// A request without an outcome by then fails: long enough for an election and the retry after it.
+/// A request without an outcome by then fails: long enough for an election and the retry after it. It fails sooner
+/// when no election can succeed.
 const DEADLINE: Duration = Duration::from_secs(15);
 /// Between attempts that had no outcome.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -62,15 +63,17 @@ impl Front {
         // Set once an attempt may have been carried out.
         let mut ambiguous = false;
         loop {
-            let mut response = self.attempt(request.clone(), deadline).await;
+            let mut response = self.attempt_while_led(&request, deadline).await;
             let outcome = take_outcome(&mut response);
             ambiguous |= outcome == Some(Outcome::Unknown);
+            let lost = self.no_quorum();
             let again = match outcome {
                 None => false,
                 Some(_) => {
                     repeatable(&request, ambiguous)
                         && !self.cluster.stopping.is_cancelled()
                         && Instant::now() + PAUSE < deadline
+                        && lost.is_none()
                 }
             };
             if !again {
@@ -88,9 +91,44 @@ impl Front {
                     take_outcome(&mut undecided);
                     return undecided;
                 }
+                if outcome == Some(Outcome::NotDone)
+                    && let Some(failure) = lost
+                {
+                    response = packed(failure.into_response()).await;
+                    take_outcome(&mut response);
+                }
                 return response;
             }
             tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Why no leader can be elected, once that is clear.
+    pub(super) fn no_quorum(&self) -> Option<Failure> {
+        let silent = self.cluster.raft.cut_off()?;
+        Some(Failure::no_quorum(&self.cluster.raft.me().name, &silent))
+    }
+
+    /// One attempt. A read is not waited for once it is clear that there is no leader; a change may be under way.
+    async fn attempt_while_led(&self, request: &HttpRequest, deadline: Instant) -> HttpResponse {
+        let cut_off = async {
+            loop {
+                match self.no_quorum() {
+                    Some(failure) => return failure,
+                    None => tokio::time::sleep(PAUSE).await,
+                }
+            }
+        };
+        if let Some(failure) = self.no_quorum() {
+            return packed(failure.into_response()).await;
+        }
+        let attempt = self.attempt(request.clone(), deadline);
+        if request.method != Method::GET.as_str() {
+            return attempt.await;
+        }
+        tokio::select! {
+            response = attempt => response,
+            failure = cut_off => packed(failure.into_response()).await,
         }
     }
 
@@ -237,7 +275,7 @@ pub(super) async fn take(State(front): State<Arc<Front>>, request: Request) -> R
     if parts.method == Method::GET
         && let Some(request) = watch::wanted(&request)
     {
-        return watch::stream(front, request);
+        return watch::stream(front, request).await;
     }
     unpacked(front.answer(request).await)
 }

@@ -18,12 +18,15 @@ pub(super) async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// It knows a leader, so that requests sent here are answered.
+/// It hears a leader, so that requests sent here are answered.
 pub(super) async fn ready(State(front): State<Arc<Front>>) -> Response {
-    if front.cluster.raft.leadership().borrow().leader.is_some() {
+    if let Some(failure) = front.no_quorum() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", failure.title())).into_response();
+    }
+    if front.cluster.raft.is_led() {
         "ok\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "no leader is known\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, "no leader is heard\n").into_response()
     }
 }
 
@@ -64,8 +67,8 @@ async fn gauges(front: &Front) -> Result<String, Trouble> {
     );
     gauge(
         "stor_controller_has_leader",
-        "1 when a leader is known.",
-        u64::from(leadership.leader.is_some()),
+        "1 when a leader is heard and has a majority.",
+        u64::from(cluster.raft.is_led()),
     );
     gauge("stor_raft_term", "Elections so far.", leadership.term);
     gauge(

@@ -7,6 +7,7 @@ use stor_api::problem::{CONTENT_TYPE, Problem};
 use stor_replication::catalogue::Refusal;
 
 use crate::catalogue::Refused;
+use crate::catalogue::outcome::Kind;
 use crate::cluster::Trouble;
 
 /// Header of answers the front may try again; never leaves the cluster.
@@ -105,6 +106,28 @@ impl Failure {
         .outcome(Outcome::NotDone)
     }
 
+    /// The controller `me` hears no leader, and without `silent` there is no majority to elect one.
+    pub(super) fn no_quorum(me: &str, silent: &[stor_raft::PeerInfo]) -> Self {
+        let mut names: Vec<&str> = silent.iter().map(|peer| peer.name.as_str()).collect();
+        names.sort_unstable();
+        let names = names.join(", ");
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no-quorum",
+            format!("no quorum: controller {me} cannot reach {names}"),
+        )
+        .because("A majority of the controllers must be running and reach each other.")
+        .remedy(format!(
+            "start the controllers that are down ({names}) or repair the network between them; volumes in use go on \
+             meanwhile"
+        ))
+        .outcome(Outcome::NotDone)
+    }
+
+    pub(super) fn title(&self) -> &str {
+        &self.problem.title
+    }
+
     pub(super) fn undecided(why: impl Into<String>) -> Self {
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
@@ -161,8 +184,17 @@ impl From<Refused> for Failure {
         let title = refused.to_string();
         match refused {
             Refused::NoSuch { object } => Self::not_found(object),
-            Refused::Exists { .. } => Self::conflict("exists", title)
-                .remedy("choose another name, or ask for exactly what is there"),
+            Refused::Exists { object, .. } => Self::conflict("exists", title).remedy(match object.kind {
+                Kind::Attachment => {
+                    "detach it first, or attach it as it is; with force its engine starts anew"
+                }
+                Kind::Pool => {
+                    "choose another name and a directory of its own, or ask for exactly what is there"
+                }
+                Kind::Node | Kind::Class | Kind::Volume | Kind::Cluster => {
+                    "choose another name, or ask for exactly what is there"
+                }
+            }),
             Refused::InUse { .. } => Self::conflict("in-use", title),
             Refused::Revision { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "changed", title)
                 .remedy("read it again and decide anew"),

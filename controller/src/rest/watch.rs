@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
-use stor_raft::HttpRequest;
+use stor_raft::{HttpRequest, HttpResponse};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::front::Front;
@@ -44,8 +44,8 @@ pub(super) fn wanted(request: &HttpRequest) -> Option<HttpRequest> {
     })
 }
 
-/// The stream.
-pub(super) fn stream(front: Arc<Front>, request: HttpRequest) -> Response {
+/// The stream, or why there is none. Cancel-safe.
+pub(super) async fn stream(front: Arc<Front>, request: HttpRequest) -> Response {
     let Ok(permit) = Arc::clone(&front.watchers).try_acquire_owned() else {
         return Failure::new(
             axum::http::StatusCode::SERVICE_UNAVAILABLE,
@@ -79,10 +79,16 @@ pub(super) fn stream(front: Arc<Front>, request: HttpRequest) -> Response {
             Err(_) => Failure::invalid("after must be the number of an event").into_response(),
         };
     }
+    // What can't be answered can't be watched either. Without a leader the first answer is waited for.
+    let first = front.answer(request.clone()).await;
+    if first.status != 200 && !is_leaderless(first.status) {
+        return super::front::unpacked(first);
+    }
     let watch = Watch {
         front,
         request,
         applied,
+        first: Some(first),
         last: None,
         ended: false,
         _permit: permit,
@@ -137,9 +143,14 @@ struct Watch {
     front: Arc<Front>,
     request: HttpRequest,
     applied: watch::Receiver<u64>,
+    first: Option<HttpResponse>,
     last: Option<Vec<u8>>,
     ended: bool,
     _permit: OwnedSemaphorePermit,
+}
+
+fn is_leaderless(status: u32) -> bool {
+    matches!(status, 503 | 504)
 }
 
 fn answers(watch: Watch) -> impl Stream<Item = Result<Event, Infallible>> {
@@ -148,11 +159,16 @@ fn answers(watch: Watch) -> impl Stream<Item = Result<Event, Infallible>> {
             return None;
         }
         loop {
-            watch.applied.borrow_and_update();
-            let answer = watch.front.answer(watch.request.clone()).await;
+            let answer = match watch.first.take() {
+                Some(first) => first,
+                None => {
+                    watch.applied.borrow_and_update();
+                    watch.front.answer(watch.request.clone()).await
+                }
+            };
             let text = String::from_utf8_lossy(&answer.body).into_owned();
             // Without a leader there is no news; anything else that is no answer ends the stream.
-            if answer.status != 200 && !matches!(answer.status, 503 | 504) {
+            if answer.status != 200 && !is_leaderless(answer.status) {
                 watch.ended = true;
                 return Some((Ok(Event::default().event("problem").data(text)), watch));
             }

@@ -189,8 +189,20 @@ async fn without_a_majority_requests_fail_with_a_reason() {
         .unwrap();
     assert_eq!(answer.status().as_u16(), 503);
     let problem: stor_api::problem::Problem = answer.json().await.unwrap();
-    assert_eq!(problem.code(), "no-leader");
+    assert_eq!(problem.code(), "no-quorum");
+    assert_eq!(problem.title, "no quorum: controller c2 cannot reach c1, c3");
     assert!(problem.remedy.contains("start the controllers"));
+    let ready = reqwest::get(format!("{}/readyz", last.url())).await.unwrap();
+    assert_eq!(ready.status().as_u16(), 503);
+    assert!(ready.text().await.unwrap().contains("cannot reach c1, c3"));
+    let create = reqwest::Client::new()
+        .post(format!("{}/api/v1/nodes", last.url()))
+        .body("{\"name\":\"s1\",\"address\":\"a\",\"kind\":\"storage\"}")
+        .send()
+        .await
+        .unwrap();
+    let problem: stor_api::problem::Problem = create.json().await.unwrap();
+    assert_eq!(problem.code(), "no-quorum", "nothing was done, and it says so");
     assert_eq!(
         reqwest::get(format!("{}/healthz", last.url()))
             .await

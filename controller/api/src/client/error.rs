@@ -66,7 +66,7 @@ pub struct Tried {
     pub url: String,
     /// What happened, in words.
     pub outcome: String,
-    /// Nobody listens there.
+    /// Nobody listens there, or whoever does has found out that there is no quorum.
     pub(super) refused: bool,
     /// Somebody took the request, or was too slow to.
     pub(super) slow: bool,
@@ -85,6 +85,7 @@ impl Tried {
 
     pub(super) fn busy(url: &str, answer: &Answer) -> Self {
         let problem = answer.problem();
+        let no_quorum = problem.code() == "no-quorum";
         let outcome = if problem.detail.is_empty() {
             problem.title
         } else {
@@ -93,7 +94,7 @@ impl Tried {
         Self {
             url: url.to_owned(),
             outcome,
-            refused: false,
+            refused: no_quorum,
             slow: true,
         }
     }

@@ -150,6 +150,22 @@ async fn the_next_controller_is_asked_when_one_is_gone_or_without_leader() {
 }
 
 #[tokio::test]
+async fn a_cluster_without_quorum_is_not_waited_for() {
+    let dead = nobody().await;
+    let alone = fake(vec![problem(503, "no-quorum"); 200]).await;
+    let patient = Client::new(&Options {
+        urls: vec![dead, alone.url.clone()],
+        token_file: None,
+        ca_file: None,
+        // Longer than the test may run.
+        timeout: Duration::from_mins(60),
+    })
+    .unwrap();
+    let error = patient.disks(&Filter::default()).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+}
+
+#[tokio::test]
 async fn a_delete_whose_answer_was_lost_is_done_when_the_object_is_gone() {
     let fake = fake(vec![None, problem(404, "not-found")]).await;
     client(&[&fake.url]).delete_volume("db1", true).await.unwrap();
