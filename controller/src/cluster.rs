@@ -154,9 +154,14 @@ impl Cluster {
 
     /// Whether this leader has led long enough to take a node that is not heard for lost.
     pub fn settled(&self) -> bool {
+        self.led_for() >= SETTLE
+    }
+
+    /// How long this leader has led; nothing on others.
+    pub fn led_for(&self) -> Duration {
         let term = self.raft.leadership().borrow().term;
-        self.leading()
-            .is_some_and(|(of, since)| of == term && since.elapsed() >= SETTLE)
+        let leading = self.leading().filter(|(of, _)| *of == term);
+        leading.map_or(Duration::ZERO, |(_, since)| since.elapsed())
     }
 
     /// For whoever found in `seen` that a node is missing: when some are still presumed to come, waits for the next

@@ -20,6 +20,11 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A node not heard for this long is offline: three heartbeats and some slack for a busy machine.
 pub const OFFLINE_AFTER: Duration = Duration::from_secs(4);
 
+/// An engine is taken for lost with its node when that was not heard for this long. Much longer than
+/// [`OFFLINE_AFTER`]: its agent may only be restarting while the engine serves on, and to be taken for lost costs an
+/// unclean end. Whoever can't wait says force.
+pub const LOST_AFTER: Duration = Duration::from_secs(30);
+
 /// The last report of one node.
 #[derive(Clone, Debug)]
 pub struct Heard {
@@ -107,6 +112,15 @@ impl Observations {
     /// Whether it was heard lately, or is presumed to be heard soon.
     pub fn online(&self, node: &str) -> bool {
         self.node(node).is_some() || self.presumed.contains(node)
+    }
+
+    /// Whether a node was silent for so long that its engines are taken for lost; `led` is how long this leader has
+    /// listened.
+    pub fn lost(&self, node: &str, led: Duration) -> bool {
+        let silent = self
+            .last(node)
+            .map_or(led, |heard| self.now.saturating_duration_since(heard.at));
+        silent >= LOST_AFTER
     }
 
     /// What a node that is online reports of a replica.

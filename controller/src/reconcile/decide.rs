@@ -1,6 +1,7 @@
 //! What reports mean for replicas, nodes and detaches.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use stor_proto::satellite::ReplicaState;
 
@@ -54,11 +55,17 @@ pub(super) fn connections(nodes: &[Node], seen: &Observations, settled: bool) ->
         .collect()
 }
 
-/// Detaches whose engine can't be asked: its node is gone. The next engine fences it.
-pub(super) fn lost_owners(detaching: &[Volume], seen: &Observations) -> Vec<Action> {
+/// Detaches whose engine can't be asked: its node is gone for long. The next engine fences it.
+pub(super) fn lost_owners(detaching: &[Volume], seen: &Observations, led: Duration) -> Vec<Action> {
     detaching
         .iter()
-        .filter(|volume| volume.row.owner.as_ref().is_some_and(|owner| !seen.online(owner)))
+        .filter(|volume| {
+            volume
+                .row
+                .owner
+                .as_ref()
+                .is_some_and(|owner| seen.lost(owner, led))
+        })
         .map(|volume| Action::Detach {
             volume: volume.row.volume,
             expect: volume.row.view.epoch,

@@ -58,10 +58,10 @@ impl Healing {
         unhealed: &[Volume],
         being_healed: &[Volume],
         seen: &Observations,
-        settled: bool,
+        led: Duration,
         now: Instant,
     ) -> Vec<Action> {
-        let mut actions = self.stops(being_healed, seen, settled, now);
+        let mut actions = self.stops(being_healed, seen, led, now);
         actions.extend(self.starts(unhealed, being_healed, seen, now));
         actions
     }
@@ -121,7 +121,7 @@ impl Healing {
         &mut self,
         being_healed: &[Volume],
         seen: &Observations,
-        settled: bool,
+        led: Duration,
         now: Instant,
     ) -> Vec<Action> {
         self.quiet
@@ -139,7 +139,7 @@ impl Healing {
                 force,
             };
             if !seen.online(owner) {
-                if settled {
+                if seen.lost(owner, led) {
                     actions.push(detach(true));
                 }
                 continue;

@@ -78,10 +78,9 @@ async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Res
     let seen = look.seen;
     let mut actions = decide::replicas(&moving, &seen);
     actions.extend(decide::connections(&nodes, &seen, settled));
-    if settled {
-        actions.extend(decide::lost_owners(&detaching, &seen));
-    }
-    actions.extend(healing.decide(&unhealed, &being_healed, &seen, settled, Instant::now()));
+    let led = cluster.led_for();
+    actions.extend(decide::lost_owners(&detaching, &seen, led));
+    actions.extend(healing.decide(&unhealed, &being_healed, &seen, led, Instant::now()));
     actions.truncate(BATCH);
     Ok(actions)
 }

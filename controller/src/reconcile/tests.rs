@@ -15,9 +15,11 @@ use crate::catalogue::Action;
 use crate::catalogue::command::{NodeKind, Purpose, VolumeWish};
 use crate::catalogue::load::Moving;
 use crate::catalogue::row::{Attachment, Node, Place, ReplicaPhase, Volume, VolumePhase};
-use crate::observed::{Heard, OFFLINE_AFTER, Observations};
+use crate::observed::{Heard, LOST_AFTER, OFFLINE_AFTER, Observations};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// How long a leader led that has heard everybody who is there.
+const LONG: Duration = Duration::from_mins(10);
 
 fn id() -> VolumeId {
     VolumeId(Uuid::from_u128(1))
@@ -146,7 +148,7 @@ fn healing_starts_after_a_while_and_pauses_longer_after_each_failure() {
     let (mut healing, start) = (Healing::default(), Instant::now());
     let at = |healing: &mut Healing, seconds: u32| {
         let now = start + SECOND * seconds;
-        healing.decide(&[volume()], &[], &seen(now, Vec::new()), true, now)
+        healing.decide(&[volume()], &[], &seen(now, Vec::new()), LONG, now)
     };
     assert!(at(&mut healing, 0).is_empty());
     assert!(at(&mut healing, 1).is_empty());
@@ -157,7 +159,7 @@ fn healing_starts_after_a_while_and_pauses_longer_after_each_failure() {
         &[],
         &[healing_on_s1()],
         &seen(now, vec![engine(EngineState::Starting)]),
-        true,
+        LONG,
         now,
     );
     assert!(at(&mut healing, 4).is_empty());
@@ -168,7 +170,7 @@ fn healing_starts_after_a_while_and_pauses_longer_after_each_failure() {
         &[],
         &[healing_on_s1()],
         &seen(now, vec![engine(EngineState::Starting)]),
-        true,
+        LONG,
         now,
     );
     assert!(at(&mut healing, 16).is_empty());
@@ -180,9 +182,9 @@ fn healing_starts_after_a_while_and_pauses_longer_after_each_failure() {
 fn healing_needs_every_in_sync_replica_and_somebody_to_heal() {
     let later = |volume: Volume, seen: &dyn Fn(Instant) -> Observations| {
         let (mut healing, start) = (Healing::default(), Instant::now());
-        healing.decide(std::slice::from_ref(&volume), &[], &seen(start), true, start);
+        healing.decide(std::slice::from_ref(&volume), &[], &seen(start), LONG, start);
         let now = start + SECOND * 10;
-        healing.decide(&[volume], &[], &seen(now), true, now)
+        healing.decide(&[volume], &[], &seen(now), LONG, now)
     };
     assert!(is_start(&later(volume(), &|now| seen(now, Vec::new()))));
     assert!(
@@ -249,7 +251,7 @@ fn healing_ends_when_nothing_was_copied_for_a_while() {
             &[],
             std::slice::from_ref(volume),
             &seen(now, vec![engine]),
-            true,
+            LONG,
             now,
         )
     };
@@ -290,26 +292,37 @@ fn healing_on_a_lost_node_is_given_up_once_nodes_had_time_to_come() {
     let seen = without(now, "s1");
     assert!(
         Healing::default()
-            .decide(&[], &[healing_on_s1()], &seen, false, now)
+            .decide(&[], &[healing_on_s1()], &seen, LOST_AFTER - SECOND, now)
             .is_empty()
     );
     assert!(is_stop(
-        &Healing::default().decide(&[], &[healing_on_s1()], &seen, true, now),
+        &Healing::default().decide(&[], &[healing_on_s1()], &seen, LONG, now),
         true
     ));
 }
 
 #[test]
-fn a_detach_from_a_lost_node_is_forced() {
-    let now = Instant::now();
+fn a_detach_is_forced_once_its_node_was_silent_for_long() {
+    let heard = Instant::now();
     let mut volume = healing_on_s1();
+    let all = seen(heard, Vec::new());
+    let after = |silence: Duration| {
+        let reports = all.nodes().map(|(n, h)| (n.to_owned(), Arc::new(h.clone())));
+        Observations::new(reports.collect(), heard + silence)
+    };
+    let lost = |volume: &Volume, seen: &Observations, led| {
+        decide::lost_owners(std::slice::from_ref(volume), seen, led)
+    };
+    assert!(lost(&volume, &after(Duration::ZERO), LONG).is_empty());
+    assert!(
+        lost(&volume, &after(OFFLINE_AFTER), LONG).is_empty(),
+        "offline is not lost yet"
+    );
+    assert!(is_stop(&lost(&volume, &after(LOST_AFTER), LONG), true));
+    // Never heard by this leader: the time it has listened counts.
     volume.row.owner = Some("k1".into());
-    assert!(is_stop(
-        &decide::lost_owners(&[volume.clone()], &seen(now, Vec::new())),
-        true
-    ));
-    volume.row.owner = Some("s1".into());
-    assert!(decide::lost_owners(&[volume], &seen(now, Vec::new())).is_empty());
+    assert!(lost(&volume, &all, LOST_AFTER - SECOND).is_empty());
+    assert!(is_stop(&lost(&volume, &all, LOST_AFTER), true));
 }
 
 #[test]
