@@ -39,6 +39,7 @@ pub enum NodeState {
 
 /// Registers a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct NodeSpec {
     /// See [`crate::name`].
     pub name: String,
@@ -53,6 +54,7 @@ pub struct NodeSpec {
 
 /// Changes a node. Absent fields stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct NodeChange {
     /// New values; an empty value removes the property.
     #[serde(default)]
@@ -119,6 +121,7 @@ pub struct Disk {
 
 /// Makes a pool on one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct PoolSpec {
     /// Pools of one name on several nodes are one pool to volumes.
     pub name: String,
@@ -136,6 +139,7 @@ pub struct PoolSpec {
 
 /// Changes a pool on one node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct PoolChange {
     /// Replaces the tags.
     #[serde(default)]
@@ -194,6 +198,7 @@ pub struct Pool {
 
 /// A named template for volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ClassSpec {
     /// Name.
     pub name: String,
@@ -231,6 +236,7 @@ pub struct Class {
 
 /// Makes a volume. Asking again with the same values answers the same volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct VolumeSpec {
     /// Name.
     pub name: String,
@@ -316,8 +322,8 @@ pub struct Replica {
     pub reason: String,
     /// Space it takes, truth of the file system.
     pub allocated_bytes: u64,
-    /// Done of the resync, 0 to 100; absent when none runs.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    /// How far it is in sync, 0 to 100: 100 for a member of the in-sync set; null while it is behind and no resync runs.
+    #[serde(default)]
     pub resync_percent: Option<f64>,
     /// Bytes the running resync still has to copy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -326,6 +332,7 @@ pub struct Replica {
 
 /// Asks for a volume on a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct AttachmentSpec {
     /// Node.
     pub node: String,

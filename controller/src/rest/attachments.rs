@@ -10,7 +10,7 @@ use stor_api::problem::Problem;
 use stor_replication::catalogue::Refusal;
 
 use super::answer::{Answer, created, cut, done, object, plan};
-use super::extract::{At, Body, List, Manner, Params};
+use super::extract::{At, Body, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use super::volumes::need;
 use crate::catalogue::command::{Attach, Purpose};
@@ -40,7 +40,7 @@ pub(super) fn check_transport(transport: &str) -> Result<(), Failure> {
 }
 
 /// Attachments of all volumes, or of one volume or node.
-#[utoipa::path(get, path = "/api/v1/attachments", tag = "attachments", params(List),
+#[utoipa::path(get, path = "/api/v1/attachments", operation_id = "attachments_list", tag = "attachments", params(List),
     responses((status = 200, body = Page<Attachment>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(cluster): State<Arc<Cluster>>, Params(list): Params<List>) -> Answer {
     let mut look = cluster.look().await?;
@@ -61,7 +61,7 @@ fn key(attachment: &Attachment) -> String {
 }
 
 /// Attachments of a volume.
-#[utoipa::path(get, path = "/api/v1/volumes/{volume}/attachments", tag = "attachments",
+#[utoipa::path(get, path = "/api/v1/volumes/{volume}/attachments", operation_id = "attachments_list_of", tag = "attachments",
     params(("volume" = String, Path), List),
     responses((status = 200, body = Page<Attachment>), (status = "default", body = Problem)))]
 pub(super) async fn list_of(
@@ -79,12 +79,13 @@ pub(super) async fn list_of(
 }
 
 /// One attachment.
-#[utoipa::path(get, path = "/api/v1/volumes/{volume}/attachments/{node}", tag = "attachments",
+#[utoipa::path(get, path = "/api/v1/volumes/{volume}/attachments/{node}", operation_id = "attachments_get", tag = "attachments",
     params(("volume" = String, Path), ("node" = String, Path)),
     responses((status = 200, body = Attachment), (status = "default", body = Problem)))]
 pub(super) async fn get(
     State(cluster): State<Arc<Cluster>>,
     At((name, node)): At<(String, String)>,
+    _: Params<Nothing>,
 ) -> Answer {
     let mut look = cluster.look().await?;
     let row = need(&mut look, &name).await?;
@@ -103,7 +104,7 @@ fn not_attached(volume: &str, node: &str) -> Failure {
 }
 
 /// Begin to attach a volume to a node.
-#[utoipa::path(post, path = "/api/v1/volumes/{volume}/attachments", tag = "attachments",
+#[utoipa::path(post, path = "/api/v1/volumes/{volume}/attachments", operation_id = "attachments_create", tag = "attachments",
     params(("volume" = String, Path), Manner), request_body = AttachmentSpec,
     responses((status = 201, body = Attachment, description = "Look at its state until it is attached or failed"),
         (status = 200, body = Attachment, description = "The node has it already"),
@@ -201,6 +202,20 @@ async fn draft(
     let node = load::node(look.rows(), &spec.node)
         .await?
         .ok_or_else(|| Failure::not_found(format!("node {}", spec.node)))?;
+    if let Some(is) = show::user_attachment(row, &look.seen)
+        && row.attachment.as_ref().is_some_and(|is| is.detaching)
+        && !(spec.force || manner.force)
+    {
+        let why = if is.reason.is_empty() {
+            "Its engine has been asked to stop and has not ended yet.".to_owned()
+        } else {
+            format!("It waits: {}.", is.reason)
+        };
+        let title = format!("volume {} is being detached from node {}", row.name, is.node);
+        return Err(Failure::conflict("detaching", title).because(why).remedy(
+            "wait until it is detached and attach it then, or attach with force, which fences its engine",
+        ));
+    }
     let present = row
         .attachment
         .as_ref()
@@ -288,7 +303,7 @@ async fn dry_run(look: &mut Look, row: &Volume, attach: Attach) -> Answer {
 }
 
 /// Begin to detach a volume from a node; with `force`, without asking its engine, which is fenced.
-#[utoipa::path(delete, path = "/api/v1/volumes/{volume}/attachments/{node}", tag = "attachments",
+#[utoipa::path(delete, path = "/api/v1/volumes/{volume}/attachments/{node}", operation_id = "attachments_delete", tag = "attachments",
     params(("volume" = String, Path), ("node" = String, Path), Manner),
     responses((status = 202, body = Attachment, description = "Gone once the volume does not list it any more"),
         (status = 204, description = "Gone"), (status = "default", body = Problem)))]

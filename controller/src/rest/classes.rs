@@ -10,7 +10,7 @@ use stor_api::problem::Problem;
 
 use super::answer::{Answer, Change, change, created, done, object, page};
 use super::attachments::check_transport;
-use super::extract::{At, Body, IfMatch, List, Manner, Params};
+use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use super::volumes::{DEFAULT_REPLICAS, check_replicas};
 use crate::catalogue::command::ClassWish;
@@ -19,7 +19,7 @@ use crate::cluster::Cluster;
 use crate::show;
 
 /// Classes, by name.
-#[utoipa::path(get, path = "/api/v1/classes", tag = "classes", params(List),
+#[utoipa::path(get, path = "/api/v1/classes", operation_id = "classes_list", tag = "classes", params(List),
     responses((status = 200, body = Page<Class>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(cluster): State<Arc<Cluster>>, Params(list): Params<List>) -> Answer {
     let mut look = cluster.look().await?;
@@ -32,9 +32,13 @@ pub(super) async fn list(State(cluster): State<Arc<Cluster>>, Params(list): Para
 }
 
 /// One class.
-#[utoipa::path(get, path = "/api/v1/classes/{class}", tag = "classes", params(("class" = String, Path)),
+#[utoipa::path(get, path = "/api/v1/classes/{class}", operation_id = "classes_get", tag = "classes", params(("class" = String, Path)),
     responses((status = 200, body = Class), (status = "default", body = Problem)))]
-pub(super) async fn get(State(cluster): State<Arc<Cluster>>, At(name): At<String>) -> Answer {
+pub(super) async fn get(
+    State(cluster): State<Arc<Cluster>>,
+    At(name): At<String>,
+    _: Params<Nothing>,
+) -> Answer {
     show_class(&cluster, &name, StatusCode::OK).await
 }
 
@@ -47,7 +51,7 @@ async fn show_class(cluster: &Cluster, name: &str, status: StatusCode) -> Answer
 }
 
 /// Make a class.
-#[utoipa::path(post, path = "/api/v1/classes", tag = "classes", params(Manner), request_body = ClassSpec,
+#[utoipa::path(post, path = "/api/v1/classes", operation_id = "classes_create", tag = "classes", params(Manner), request_body = ClassSpec,
     responses((status = 201, body = Class), (status = 200, body = Class, description = "It was there already"),
         (status = "default", body = Problem)))]
 pub(super) async fn create(
@@ -90,7 +94,7 @@ pub(super) async fn create(
 }
 
 /// Take a class away; volumes made from it stay as they are.
-#[utoipa::path(delete, path = "/api/v1/classes/{class}", tag = "classes", params(("class" = String, Path), Manner),
+#[utoipa::path(delete, path = "/api/v1/classes/{class}", operation_id = "classes_delete", tag = "classes", params(("class" = String, Path), Manner),
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(
     State(cluster): State<Arc<Cluster>>,

@@ -11,7 +11,7 @@ use stor_api::problem::Problem;
 use stor_raft::{MemberInfo, MembershipError};
 
 use super::answer::{Answer, cut, done, plan};
-use super::extract::{At, List, Manner, Params};
+use super::extract::{At, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use crate::catalogue::load::{self, Which};
 use crate::cluster::Cluster;
@@ -20,8 +20,6 @@ use crate::show;
 
 /// Events of a page, unless the caller wants another number.
 const EVENTS: u64 = 500;
-/// The most.
-const MOST_EVENTS: u64 = 1_000;
 
 /// The controllers as the leader sees them, by name.
 pub(super) fn controllers(cluster: &Cluster) -> Vec<Controller> {
@@ -49,7 +47,7 @@ pub(super) fn controllers(cluster: &Cluster) -> Vec<Controller> {
 }
 
 /// All controllers.
-#[utoipa::path(get, path = "/api/v1/controllers", tag = "controllers", params(List),
+#[utoipa::path(get, path = "/api/v1/controllers", operation_id = "controllers_list", tag = "controllers", params(List),
     responses((status = 200, body = Page<Controller>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(cluster): State<Arc<Cluster>>, Params(list): Params<List>) -> Answer {
     // Only a leader that still leads knows who is there.
@@ -68,10 +66,14 @@ async fn find(cluster: &Cluster, name: &str) -> Result<Controller, Failure> {
 }
 
 /// One controller.
-#[utoipa::path(get, path = "/api/v1/controllers/{controller}", tag = "controllers",
+#[utoipa::path(get, path = "/api/v1/controllers/{controller}", operation_id = "controllers_get", tag = "controllers",
     params(("controller" = String, Path)),
     responses((status = 200, body = Controller), (status = "default", body = Problem)))]
-pub(super) async fn get(State(cluster): State<Arc<Cluster>>, At(name): At<String>) -> Answer {
+pub(super) async fn get(
+    State(cluster): State<Arc<Cluster>>,
+    At(name): At<String>,
+    _: Params<Nothing>,
+) -> Answer {
     Ok(Json(find(&cluster, &name).await?).into_response())
 }
 
@@ -88,7 +90,7 @@ impl From<MembershipError> for Failure {
 }
 
 /// Take a controller out of the cluster for good.
-#[utoipa::path(delete, path = "/api/v1/controllers/{controller}", tag = "controllers",
+#[utoipa::path(delete, path = "/api/v1/controllers/{controller}", operation_id = "controllers_delete", tag = "controllers",
     params(("controller" = String, Path), Manner),
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(
@@ -118,7 +120,7 @@ pub(super) async fn delete(
 }
 
 /// Make a controller the leader.
-#[utoipa::path(post, path = "/api/v1/controllers/{controller}/transfer-leader", tag = "controllers",
+#[utoipa::path(post, path = "/api/v1/controllers/{controller}/transfer-leader", operation_id = "controllers_transfer_leader", tag = "controllers",
     params(("controller" = String, Path), Manner),
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn transfer_leader(
@@ -141,9 +143,9 @@ pub(super) async fn transfer_leader(
 }
 
 /// The cluster on one screen.
-#[utoipa::path(get, path = "/api/v1/status", tag = "cluster",
+#[utoipa::path(get, path = "/api/v1/status", operation_id = "controllers_status", tag = "cluster",
     responses((status = 200, body = Status), (status = "default", body = Problem)))]
-pub(super) async fn status(State(cluster): State<Arc<Cluster>>) -> Answer {
+pub(super) async fn status(State(cluster): State<Arc<Cluster>>, _: Params<Nothing>) -> Answer {
     let mut look = cluster.look().await?;
     let cluster_id = load::cluster_id(look.rows())
         .await?
@@ -168,21 +170,23 @@ pub(super) async fn status(State(cluster): State<Arc<Cluster>>) -> Answer {
 /// Which events.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(super) struct After {
     /// Only those with a higher number.
     #[serde(default)]
     #[param(required = false)]
     after: u64,
     /// At most this many, up to 1000.
-    #[param(required = false)]
+    #[serde(default, deserialize_with = "super::extract::limit")]
+    #[param(value_type = u64, minimum = 1, maximum = 1000, required = false)]
     limit: Option<u64>,
 }
 
 /// Events, oldest first; `?watch=1` streams them as they happen (server-sent events). The newest 10,000 are kept.
-#[utoipa::path(get, path = "/api/v1/events", tag = "cluster", params(After),
+#[utoipa::path(get, path = "/api/v1/events", operation_id = "controllers_events", tag = "cluster", params(After),
     responses((status = 200, body = Page<Event>), (status = "default", body = Problem)))]
 pub(super) async fn events(State(cluster): State<Arc<Cluster>>, Params(query): Params<After>) -> Answer {
-    let limit = query.limit.unwrap_or(EVENTS).clamp(1, MOST_EVENTS);
+    let limit = query.limit.unwrap_or(EVENTS);
     let mut look = cluster.look().await?;
     let rows = load::events(look.rows(), query.after, limit + 1).await?;
     let mut items: Vec<Event> = rows.iter().map(show::event).collect();

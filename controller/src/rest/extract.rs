@@ -104,6 +104,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
 /// How a change is made.
 #[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Manner {
     /// Only say what would happen: answers a Plan.
     #[serde(default, deserialize_with = "flag")]
@@ -118,9 +119,11 @@ pub(super) struct Manner {
 /// Which part of a list.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(super) struct List {
     /// At most this many, up to 1000.
-    #[param(required = false)]
+    #[serde(default, deserialize_with = "limit")]
+    #[param(value_type = u64, minimum = 1, maximum = 1000, required = false)]
     limit: Option<u64>,
     /// Only those after this one: `next` of the page before.
     #[serde(default)]
@@ -137,10 +140,28 @@ pub(super) struct List {
 impl List {
     /// Objects of a page, unless the caller wants another number.
     const USUAL: u64 = 500;
-    const MOST: u64 = 1_000;
 
     pub(super) fn limit(&self) -> u64 {
-        self.limit.unwrap_or(Self::USUAL).clamp(1, Self::MOST)
+        self.limit.unwrap_or(Self::USUAL)
+    }
+}
+
+/// For requests that take no parameters: a wrong one is refused rather than passed over.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+/// Largest page.
+const MOST: u64 = 1_000;
+
+/// How many objects a page may have.
+pub(super) fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.parse() {
+        Ok(limit @ 1..=MOST) => Ok(Some(limit)),
+        _ => Err(serde::de::Error::custom(format!(
+            "limit={text}: expected a number from 1 to {MOST}"
+        ))),
     }
 }
 

@@ -9,7 +9,7 @@ use stor_api::objects::{Disk, Node, NodeChange, NodeKind, NodeSpec, Page};
 use stor_api::problem::Problem;
 
 use super::answer::{Answer, Change, change, created, cut, done, object, page};
-use super::extract::{At, Body, IfMatch, List, Manner, Params};
+use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use crate::catalogue::command::{self, NodeWish};
 use crate::catalogue::{Action, load};
@@ -17,7 +17,7 @@ use crate::cluster::Cluster;
 use crate::show;
 
 /// All nodes, by name.
-#[utoipa::path(get, path = "/api/v1/nodes", tag = "nodes", params(List),
+#[utoipa::path(get, path = "/api/v1/nodes", operation_id = "nodes_list", tag = "nodes", params(List),
     responses((status = 200, body = Page<Node>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(cluster): State<Arc<Cluster>>, Params(list): Params<List>) -> Answer {
     let mut look = cluster.look().await?;
@@ -27,9 +27,13 @@ pub(super) async fn list(State(cluster): State<Arc<Cluster>>, Params(list): Para
 }
 
 /// One node.
-#[utoipa::path(get, path = "/api/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path)),
+#[utoipa::path(get, path = "/api/v1/nodes/{node}", operation_id = "nodes_get", tag = "nodes", params(("node" = String, Path)),
     responses((status = 200, body = Node), (status = "default", body = Problem)))]
-pub(super) async fn get(State(cluster): State<Arc<Cluster>>, At(name): At<String>) -> Answer {
+pub(super) async fn get(
+    State(cluster): State<Arc<Cluster>>,
+    At(name): At<String>,
+    _: Params<Nothing>,
+) -> Answer {
     show_node(&cluster, &name, StatusCode::OK).await
 }
 
@@ -42,7 +46,7 @@ async fn show_node(cluster: &Cluster, name: &str, status: StatusCode) -> Answer 
 }
 
 /// Register a node.
-#[utoipa::path(post, path = "/api/v1/nodes", tag = "nodes", params(Manner), request_body = NodeSpec,
+#[utoipa::path(post, path = "/api/v1/nodes", operation_id = "nodes_create", tag = "nodes", params(Manner), request_body = NodeSpec,
     responses((status = 201, body = Node), (status = 200, body = Node, description = "It was registered already"),
         (status = "default", body = Problem)))]
 pub(super) async fn create(
@@ -86,7 +90,7 @@ fn check_address(address: &str) -> Result<(), Failure> {
 }
 
 /// Change a node's properties.
-#[utoipa::path(patch, path = "/api/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path), Manner),
+#[utoipa::path(patch, path = "/api/v1/nodes/{node}", operation_id = "nodes_set", tag = "nodes", params(("node" = String, Path), Manner),
     request_body = NodeChange, responses((status = 200, body = Node), (status = "default", body = Problem)))]
 pub(super) async fn set(
     State(cluster): State<Arc<Cluster>>,
@@ -109,7 +113,7 @@ pub(super) async fn set(
 }
 
 /// Forget a node that holds nothing.
-#[utoipa::path(delete, path = "/api/v1/nodes/{node}", tag = "nodes", params(("node" = String, Path), Manner),
+#[utoipa::path(delete, path = "/api/v1/nodes/{node}", operation_id = "nodes_delete", tag = "nodes", params(("node" = String, Path), Manner),
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(
     State(cluster): State<Arc<Cluster>>,
@@ -139,7 +143,7 @@ pub(super) async fn delete(
 }
 
 /// Block devices of the nodes that are online.
-#[utoipa::path(get, path = "/api/v1/disks", tag = "nodes", params(List),
+#[utoipa::path(get, path = "/api/v1/disks", operation_id = "nodes_disks", tag = "nodes", params(List),
     responses((status = 200, body = Page<Disk>), (status = "default", body = Problem)))]
 pub(super) async fn disks(State(cluster): State<Arc<Cluster>>, Params(list): Params<List>) -> Answer {
     let mut look = cluster.look().await?;

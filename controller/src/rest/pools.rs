@@ -9,7 +9,7 @@ use stor_api::objects::{Page, Pool, PoolChange, PoolSpec};
 use stor_api::problem::Problem;
 
 use super::answer::{Answer, Change, change, created, cut, done, object};
-use super::extract::{At, Body, IfMatch, List, Manner, Params};
+use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use crate::catalogue::command::PoolWish;
 use crate::catalogue::{Action, load};
@@ -22,7 +22,7 @@ const OVERPROVISION_MILLI: u64 = 20_000;
 const MOST_OVERPROVISION: f64 = 1_000.0;
 
 /// Pools, by name and node.
-#[utoipa::path(get, path = "/api/v1/pools", tag = "pools", params(List),
+#[utoipa::path(get, path = "/api/v1/pools", operation_id = "pools_list", tag = "pools", params(List),
     responses((status = 200, body = Page<Pool>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(cluster): State<Arc<Cluster>>, Params(list): Params<List>) -> Answer {
     let mut look = cluster.look().await?;
@@ -41,12 +41,13 @@ fn key(pool: &Pool) -> String {
 }
 
 /// A pool on one node.
-#[utoipa::path(get, path = "/api/v1/pools/{pool}/nodes/{node}", tag = "pools",
+#[utoipa::path(get, path = "/api/v1/pools/{pool}/nodes/{node}", operation_id = "pools_get", tag = "pools",
     params(("pool" = String, Path), ("node" = String, Path)),
     responses((status = 200, body = Pool), (status = "default", body = Problem)))]
 pub(super) async fn get(
     State(cluster): State<Arc<Cluster>>,
     At((name, node)): At<(String, String)>,
+    _: Params<Nothing>,
 ) -> Answer {
     show_pool(&cluster, &name, &node, StatusCode::OK).await
 }
@@ -60,7 +61,7 @@ async fn show_pool(cluster: &Cluster, name: &str, node: &str, status: StatusCode
 }
 
 /// Make a pool on a node.
-#[utoipa::path(post, path = "/api/v1/pools", tag = "pools", params(Manner), request_body = PoolSpec,
+#[utoipa::path(post, path = "/api/v1/pools", operation_id = "pools_create", tag = "pools", params(Manner), request_body = PoolSpec,
     responses((status = 201, body = Pool), (status = 200, body = Pool, description = "It was there already"),
         (status = "default", body = Problem)))]
 pub(super) async fn create(
@@ -129,7 +130,7 @@ fn thousandths(limit: f64) -> Result<u64, Failure> {
 }
 
 /// Change a pool on a node.
-#[utoipa::path(patch, path = "/api/v1/pools/{pool}/nodes/{node}", tag = "pools",
+#[utoipa::path(patch, path = "/api/v1/pools/{pool}/nodes/{node}", operation_id = "pools_set", tag = "pools",
     params(("pool" = String, Path), ("node" = String, Path), Manner), request_body = PoolChange,
     responses((status = 200, body = Pool), (status = "default", body = Problem)))]
 pub(super) async fn set(
@@ -163,7 +164,7 @@ pub(super) async fn set(
 }
 
 /// Take an empty pool away from a node; its directory stays.
-#[utoipa::path(delete, path = "/api/v1/pools/{pool}/nodes/{node}", tag = "pools",
+#[utoipa::path(delete, path = "/api/v1/pools/{pool}/nodes/{node}", operation_id = "pools_delete", tag = "pools",
     params(("pool" = String, Path), ("node" = String, Path), Manner),
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(

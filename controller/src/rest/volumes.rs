@@ -12,7 +12,7 @@ use stor_replication::ids::{Lineage, VolumeId};
 use uuid::Uuid;
 
 use super::answer::{Answer, created, cut, object, page, plan};
-use super::extract::{At, Body, IfMatch, List, Manner, Params};
+use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use crate::catalogue::command::{ClassWish, NewVolume, NodeKind, Placement, Purpose, VolumeWish};
 use crate::catalogue::load::{self, Which};
@@ -37,7 +37,7 @@ pub(super) fn check_replicas(replicas: u8) -> Result<u8, Failure> {
 }
 
 /// Volumes, by name; with `node`, those with a replica or an attachment there.
-#[utoipa::path(get, path = "/api/v1/volumes", tag = "volumes", params(List),
+#[utoipa::path(get, path = "/api/v1/volumes", operation_id = "volumes_list", tag = "volumes", params(List),
     responses((status = 200, body = Page<Volume>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(cluster): State<Arc<Cluster>>, Params(list): Params<List>) -> Answer {
     let mut look = cluster.look().await?;
@@ -63,9 +63,13 @@ pub(super) async fn list(State(cluster): State<Arc<Cluster>>, Params(list): Para
 }
 
 /// One volume with its replicas and attachments.
-#[utoipa::path(get, path = "/api/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path)),
+#[utoipa::path(get, path = "/api/v1/volumes/{volume}", operation_id = "volumes_get", tag = "volumes", params(("volume" = String, Path)),
     responses((status = 200, body = Volume), (status = "default", body = Problem)))]
-pub(super) async fn get(State(cluster): State<Arc<Cluster>>, At(name): At<String>) -> Answer {
+pub(super) async fn get(
+    State(cluster): State<Arc<Cluster>>,
+    At(name): At<String>,
+    _: Params<Nothing>,
+) -> Answer {
     show_volume(&cluster, &name, StatusCode::OK).await
 }
 
@@ -81,7 +85,7 @@ async fn show_volume(cluster: &Cluster, name: &str, status: StatusCode) -> Answe
 }
 
 /// Replicas of one volume.
-#[utoipa::path(get, path = "/api/v1/volumes/{volume}/replicas", tag = "volumes",
+#[utoipa::path(get, path = "/api/v1/volumes/{volume}/replicas", operation_id = "volumes_replicas_of", tag = "volumes",
     params(("volume" = String, Path), List),
     responses((status = 200, body = Page<Replica>), (status = "default", body = Problem)))]
 pub(super) async fn replicas_of(
@@ -100,7 +104,7 @@ fn replica_key(replica: &Replica) -> String {
 }
 
 /// Replicas, by volume and number.
-#[utoipa::path(get, path = "/api/v1/replicas", tag = "volumes", params(List),
+#[utoipa::path(get, path = "/api/v1/replicas", operation_id = "volumes_replicas", tag = "volumes", params(List),
     responses((status = 200, body = Page<Replica>), (status = "default", body = Problem)))]
 pub(super) async fn replicas(State(cluster): State<Arc<Cluster>>, Params(list): Params<List>) -> Answer {
     let mut look = cluster.look().await?;
@@ -119,7 +123,7 @@ pub(super) async fn replicas(State(cluster): State<Arc<Cluster>>, Params(list): 
 }
 
 /// Make a volume.
-#[utoipa::path(post, path = "/api/v1/volumes", tag = "volumes", params(Manner), request_body = VolumeSpec,
+#[utoipa::path(post, path = "/api/v1/volumes", operation_id = "volumes_create", tag = "volumes", params(Manner), request_body = VolumeSpec,
     responses((status = 201, body = Volume), (status = 200, body = Volume, description = "It was there already"),
         (status = "default", body = Problem)))]
 pub(super) async fn create(
@@ -360,8 +364,8 @@ fn describe(new: &NewVolume) -> Vec<String> {
     steps
 }
 
-/// Delete a detached volume; with `force`, also an attached one, whose engine is fenced.
-#[utoipa::path(delete, path = "/api/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path), Manner),
+/// Delete a detached volume; with `force`, also one attached on a node that is not connected, whose engine is fenced.
+#[utoipa::path(delete, path = "/api/v1/volumes/{volume}", operation_id = "volumes_delete", tag = "volumes", params(("volume" = String, Path), Manner),
     responses((status = 202, body = Volume, description = "Gone once it is not found any more"),
         (status = "default", body = Problem)))]
 pub(super) async fn delete(
@@ -372,6 +376,17 @@ pub(super) async fn delete(
 ) -> Answer {
     let mut look = cluster.look().await?;
     let row = need(&mut look, &name).await?;
+    // Force is for nodes that are away. What is in use on one that is there is detached first, by its user.
+    if let Some(attachment) = show::user_attachment(&row, &look.seen)
+        && manner.force
+        && look.seen.online(&attachment.node)
+    {
+        let node = attachment.node;
+        let title = format!("volume {name} is attached on node {node}, which is connected");
+        return Err(Failure::conflict("attached", title)
+            .because("Force does without nodes that are away, not without the users of a volume.")
+            .remedy(format!("detach it from {node} first")));
+    }
     let used_on = row
         .attachment
         .as_ref()

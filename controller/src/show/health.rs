@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use stor_api::objects::{
-    Check, Controller, ControllerRole, Health, NodeKind, NodeState, Pool, PoolState, ReplicaState, Severity,
-    Status, StatusNodes, StatusPool, VolumeState,
+    AttachmentState, Check, Controller, ControllerRole, Health, NodeKind, NodeState, Pool, PoolState,
+    ReplicaState, Severity, Status, StatusNodes, StatusPool, VolumeState,
 };
 use stor_api::objects::{Node, Volume};
 use stor_api::size;
@@ -99,7 +99,7 @@ fn controllers(controllers: &[Controller]) -> Vec<Check> {
         severity: Severity::Warning,
         message: "two controllers vote: when either fails, nothing can be changed".into(),
         objects: Vec::new(),
-        remedy: "join a third controller".into(),
+        remedy: "join a third: stor-controller join --name NAME --seed http://HOST:PORT of a controller, on another host".into(),
     });
     down.chain(even).collect()
 }
@@ -146,7 +146,7 @@ fn pools(pools: &[Pool]) -> Vec<Check> {
                 Severity::Error,
                 format!("pool {name} can't be used: {}", pool.error),
                 object,
-                "look at the pool's directory and disk on the node; replicas there are not served",
+                "look at the pool's directory and disk on the node; what its replicas need of it waits or fails",
             )),
             PoolState::Ready if pool.capacity_bytes > 0 => {
                 let used = u128::from(pool.capacity_bytes.saturating_sub(pool.free_bytes)) * 100
@@ -292,6 +292,27 @@ fn count_volumes(volumes: &[Volume]) -> BTreeMap<String, u64> {
     counts
 }
 
+/// What an attach or a detach that is under way waits for.
+fn attaching(row: &row::Volume, volume: &Volume) -> Option<String> {
+    let attachment = volume.attachments.first()?;
+    let detaching = row.attachment.as_ref().is_some_and(|is| is.detaching);
+    let what = match attachment.state {
+        _ if detaching => "being detached from",
+        AttachmentState::Detaching => "being detached from",
+        AttachmentState::Attaching => "being attached on",
+        AttachmentState::Attached
+        | AttachmentState::Suspended
+        | AttachmentState::Failed
+        | AttachmentState::Unknown => return None,
+    };
+    let why = if attachment.reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", attachment.reason)
+    };
+    Some(format!("volume {}: {what} {}{why}", row.name, attachment.node))
+}
+
 fn work(rows: &[row::Volume], volumes: &[Volume]) -> Vec<String> {
     let mut lines = Vec::new();
     for (row, volume) in rows.iter().zip(volumes) {
@@ -315,6 +336,7 @@ fn work(rows: &[row::Volume], volumes: &[Volume]) -> Vec<String> {
                 ));
             }
         }
+        lines.extend(attaching(row, volume));
         match volume.state {
             VolumeState::Creating => lines.push(format!("volume {}: being created", row.name)),
             VolumeState::Deleting => lines.push(format!("volume {}: being deleted", row.name)),

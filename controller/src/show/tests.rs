@@ -197,7 +197,8 @@ fn a_volume_is_as_its_replicas_and_engine_are() {
     assert_eq!(shown.replicas[1].state, Syncing);
     assert_eq!(shown.replicas[1].resync_percent, Some(33.3));
     assert_eq!(shown.replicas[1].resync_left_bytes, Some(2000));
-    assert_eq!(shown.replicas[0].resync_percent, None);
+    assert_eq!(shown.replicas[0].resync_percent, Some(100.0));
+    assert_eq!(shown.replicas[0].resync_left_bytes, None);
 
     let mut broken = Cluster::new();
     broken.s2.replicas[0].state = Reported::Missing.into();
@@ -484,4 +485,26 @@ fn work_is_told_a_line_each() {
             "volume db1: replica on s2 50.0 % in sync, 1.0 MiB left",
         ]
     );
+}
+
+#[test]
+fn an_attach_or_detach_under_way_is_work_with_its_reason() {
+    let mut cluster = Cluster::new();
+    cluster.k1.engines[0] = EngineStatus {
+        reason: "device is in use".into(),
+        ..engine(EngineState::Starting)
+    };
+    let work = |row: &row::Volume, seen: &Observations| status(row, seen, Vec::new()).work;
+    assert_eq!(
+        work(&volume(), &cluster.seen()),
+        ["volume db1: being attached on k1: device is in use"]
+    );
+    let mut detaching = volume();
+    detaching.attachment.as_mut().unwrap().detaching = true;
+    assert_eq!(
+        work(&detaching, &cluster.seen()),
+        ["volume db1: being detached from k1: device is in use"]
+    );
+    let gone = work(&detaching, &cluster.without("k1"));
+    assert!(gone[0].contains("k1 is not connected; its engine is taken for lost after 30 s"));
 }

@@ -7,7 +7,7 @@ use stor_replication::ids::ReplicaId;
 
 use crate::catalogue::command::Purpose;
 use crate::catalogue::row;
-use crate::observed::Observations;
+use crate::observed::{LOST_AFTER, Observations};
 
 /// A volume with all that belongs to it.
 pub fn volume(row: &row::Volume, seen: &Observations) -> Volume {
@@ -82,7 +82,10 @@ fn replica(row: &row::Volume, id: ReplicaId, seen: &Observations) -> Option<Repl
             .last(&member.node)
             .and_then(|heard| heard.replicas.get(&(row.row.volume, id)))
             .map_or(0, |report| report.allocated_bytes),
-        resync_percent: syncing.map(|p| percent(p.done_bytes, p.total_bytes)),
+        resync_percent: match member.state {
+            MemberState::InSync => Some(100.0),
+            MemberState::Stale { .. } => syncing.map(|p| percent(p.done_bytes, p.total_bytes)),
+        },
         resync_left_bytes: syncing.map(|p| p.total_bytes.saturating_sub(p.done_bytes)),
     })
 }
@@ -202,7 +205,18 @@ pub fn attachment(row: &row::Volume, is: &row::Attachment, seen: &Observations) 
     let node = row.row.owner.clone()?;
     let engine = engine(row, seen);
     let (state, reason) = if !seen.online(&node) {
-        (AttachmentState::Unknown, format!("node {node} is not connected"))
+        let wait = if is.detaching {
+            format!(
+                "; its engine is taken for lost after {} s, with force at once",
+                LOST_AFTER.as_secs()
+            )
+        } else {
+            String::new()
+        };
+        (
+            AttachmentState::Unknown,
+            format!("node {node} is not connected{wait}"),
+        )
     } else if seen.node(&node).is_none() {
         // A new leader that has not heard it yet.
         (

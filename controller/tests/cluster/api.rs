@@ -13,6 +13,22 @@ fn the_document_is_this() {
     insta::assert_json_snapshot!("openapi", stor_controller::rest::openapi());
 }
 
+#[test]
+fn every_operation_has_a_name_of_its_own() {
+    let document = serde_json::to_value(stor_controller::rest::openapi()).unwrap();
+    let mut names: Vec<&str> = document["paths"]
+        .as_object()
+        .unwrap()
+        .values()
+        .flat_map(|path| path.as_object().unwrap().values())
+        .map(|operation| operation["operationId"].as_str().unwrap())
+        .collect();
+    let all = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert!(all > 20 && names.len() == all, "{names:?}");
+}
+
 async fn problem(response: reqwest::Response) -> Problem {
     let status = response.status().as_u16();
     assert_eq!(response.headers()["content-type"], "application/problem+json");
@@ -71,6 +87,27 @@ async fn every_failure_is_a_problem() {
             422,
             "invalid",
         );
+        for path in [
+            "/api/v1/nodes?limit=0",
+            "/api/v1/nodes?limit=1001",
+            "/api/v1/events?limit=0",
+            "/api/v1/events?foo=1",
+            "/api/v1/volumes?nodes=s1",
+            "/api/v1/volumes/v1?foo=1",
+            "/api/v1/status?foo=1",
+        ] {
+            is(ask(Method::GET, path, "").await, 422, "invalid");
+        }
+        let typo = ask(Method::POST, "/api/v1/volumes?dryrun=true", "{}").await;
+        assert!(typo.title.contains("dryrun"), "{typo:?}");
+        is(typo, 422, "invalid");
+        let body = r#"{"name":"w","size_bytes":1048576,"bogus":1}"#;
+        let typo = ask(Method::POST, "/api/v1/volumes", body).await;
+        assert!(typo.title.contains("bogus"), "{typo:?}");
+        is(typo, 422, "invalid");
+        for path in ["/api/v1/nope?watch=1", "/api/v1/volumes/v9?watch=1"] {
+            assert_eq!(ask(Method::GET, path, "").await.status, 404, "{path}");
+        }
         is(
             ask(Method::GET, "/api/v1/events?watch=1&after=x", "").await,
             422,

@@ -389,16 +389,69 @@ async fn a_lost_node_is_told_and_does_not_hold_up_a_detach() {
     assert_eq!(volume.attachments[0].state, AttachmentState::Unknown);
     assert_eq!(volume.replicas[1].state, ReplicaState::Offline);
     client.detach("db1", "k1", false).await.unwrap();
+    let waiting = client.volume("db1").await.unwrap().attachments;
+    assert!(
+        waiting[0].reason.contains("with force at once"),
+        "its engine may serve on: {waiting:?}"
+    );
+    let work = client.status().await.unwrap().work;
+    assert!(
+        work.iter().any(|line| line.contains("being detached from k1")),
+        "{work:?}"
+    );
+    client.detach("db1", "k1", true).await.unwrap();
     until("the detach went on without its engine", async || {
         client.volume("db1").await.unwrap().attachments.is_empty()
     })
     .await;
-    let events = client.events(0).await.unwrap();
-    assert!(
+    until("that the node went is told", async || {
+        let events = client.events(0).await.unwrap();
         events
             .iter()
             .any(|e| e.kind == "node-offline" && e.object == "node/k1")
-    );
+    })
+    .await;
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_use_on_a_connected_node_is_not_deleted_and_a_detach_is_not_undone() {
+    let (_root, controllers) = cluster(1).await;
+    let client = controllers[0].client();
+    let _satellites = storage(&controllers, 2).await;
+    let k1 = diskless(&controllers, "k1").await;
+    client.create_volume(&spec("db1")).await.unwrap();
+    k1.inside.lock().unwrap().stuck = true;
+    client.attach("db1", &on("k1")).await.unwrap();
+    match client.delete_volume("db1", true).await.unwrap_err() {
+        Error::Conflict(problem) => {
+            assert_eq!(problem.code(), "attached");
+            assert!(problem.remedy.contains("detach it from k1"), "{problem:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(client.volume("db1").await.unwrap().attachments.len(), 1);
+    client.detach("db1", "k1", false).await.unwrap();
+    for node in ["k1", "s1"] {
+        match client.attach("db1", &on(node)).await.unwrap_err() {
+            Error::Conflict(problem) => {
+                assert_eq!(problem.code(), "detaching");
+                assert!(
+                    problem.title.contains("being detached from node k1"),
+                    "{problem:?}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    k1.inside.lock().unwrap().stuck = false;
+    until("it is detached", async || {
+        client.volume("db1").await.unwrap().attachments.is_empty()
+    })
+    .await;
+    client.delete_volume("db1", true).await.unwrap();
     for controller in controllers {
         controller.running.stop().await;
     }

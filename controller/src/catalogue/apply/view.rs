@@ -81,7 +81,12 @@ impl Apply<'_> {
                         Object::new(Kind::Attachment, format!("of volume {} on {owner}", volume.name));
                     return Err(Refused::Exists {
                         object,
-                        difference: mode(&is.transport, is.read_only),
+                        difference: if is.read_only == attach.read_only {
+                            format!("its transport is {}", is.transport)
+                        } else {
+                            let how = if is.read_only { "read-only" } else { "writable" };
+                            format!("it is {how}")
+                        },
                     }
                     .into());
                 }
