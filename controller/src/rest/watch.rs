@@ -159,12 +159,11 @@ fn answers(watch: Watch) -> impl Stream<Item = Result<Event, Infallible>> {
             return None;
         }
         loop {
-            let answer = match watch.first.take() {
-                Some(first) => first,
-                None => {
-                    watch.applied.borrow_and_update();
-                    watch.front.answer(watch.request.clone()).await
-                }
+            let answer = if let Some(first) = watch.first.take() {
+                first
+            } else {
+                watch.applied.borrow_and_update();
+                watch.front.answer(watch.request.clone()).await
             };
             let text = String::from_utf8_lossy(&answer.body).into_owned();
             // Without a leader there is no news; anything else that is no answer ends the stream.

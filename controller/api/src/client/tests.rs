@@ -158,7 +158,7 @@ async fn a_cluster_without_quorum_is_not_waited_for() {
         token_file: None,
         ca_file: None,
         // Longer than the test may run.
-        timeout: Duration::from_mins(60),
+        timeout: Duration::from_hours(1),
     })
     .unwrap();
     let error = patient.disks(&Filter::default()).await.unwrap_err();
