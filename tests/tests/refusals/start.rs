@@ -211,7 +211,8 @@ fn a_quickstart_that_can_t_be_is_refused_and_disturbs_nothing() -> anyhow::Resul
         ensure!(fs::read_to_string(&record)? == newer, "the record was changed");
         fs::write(&record, content)?;
 
-        let port = cluster.port("s2")?;
+        // A satellite's port would be changed for a free one; a controller's is known to the others.
+        let port = cluster.port("c2")?;
         let taken = TcpListener::bind(("127.0.0.1", port))?;
         let (exit, said) = quickstart(cluster)?;
         ensure!(
