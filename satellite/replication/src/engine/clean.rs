@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::peer::{Message, Purpose};
+use super::message::{Message, Purpose};
 use super::{Command, Engine, Phase};
 use crate::body::Body;
 use crate::ids::ReplicaId;

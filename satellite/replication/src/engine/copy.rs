@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::io::data_message;
 use super::locks::Holder;
-use super::peer::Purpose;
-use super::{Command, Engine, FailReason, Phase};
+use super::message::Purpose;
+use super::{Command, Engine, FailReason};
 use crate::bitmap::Bitmap;
 use crate::body::Body;
-use crate::ids::{IoId, ReplicaId};
+use crate::ids::ReplicaId;
 use crate::range::{ByteRange, SECTOR};
 use crate::time::Time;
 use crate::wire::Kind;
@@ -35,7 +35,7 @@ pub(super) enum Reason {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
+pub(super) enum Stage {
     Locking,
     Reading,
     Writing,
@@ -49,8 +49,8 @@ pub(super) struct CopyJob {
     /// A part of it could not be read: it is copied sector by sector, this one now, so that an unreadable
     /// sector costs itself and not its neighbours.
     piece: Option<ByteRange>,
-    stage: Stage,
-    source: Option<ReplicaId>,
+    pub(super) stage: Stage,
+    pub(super) source: Option<ReplicaId>,
     /// Bits of the replicas that must have it.
     targets: u16,
     acked: u16,
@@ -157,67 +157,6 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    /// The member that is right about unequal blocks. While it is only away, it is waited for; when it
-    /// left the set, another one takes its place: nothing unequal was ever shown (case 7). A living client
-    /// has acknowledgements only a member that kept its cache can honour.
-    //= docs/replication.md#R8
-    fn repair_source(&mut self, now: Time, failed: u16, out: &mut Vec<Command<P>>) -> Option<ReplicaId> {
-        if !self.source.is_some_and(|source| self.is_usable(source, 0)) {
-            self.source = self.best_source(0);
-            self.tell_source(now, out);
-        }
-        // A block it can't read is another's to tell; the rest stays its own.
-        self.source
-            .filter(|source| self.is_usable(*source, failed))
-            .or_else(|| self.best_source(failed))
-            .filter(|source| self.peers.get(source).is_some_and(super::Peer::is_open))
-    }
-
-    fn is_usable(&self, replica: ReplicaId, failed: u16) -> bool {
-        let peer = self.peers.get(&replica);
-        peer.is_some_and(|peer| self.is_member(replica) && self.may_repair_from(peer, failed))
-    }
-
-    fn best_source(&self, failed: u16) -> Option<ReplicaId> {
-        self.members()
-            .filter(|(_, peer)| self.may_repair_from(peer, failed))
-            .max_by_key(|(_, peer)| peer.worth())
-            .map(|(replica, _)| replica)
-    }
-
-    fn may_repair_from(&self, peer: &super::Peer<P>, failed: u16) -> bool {
-        failed & peer.bit == 0 && self.honours(peer)
-    }
-
-    /// Whether a member has everything its client holds an acknowledgement for: from earlier epochs, if
-    /// the client is older than this engine, and from this one.
-    //= docs/replication.md#R8
-    pub(super) fn honours(&self, peer: &super::Peer<P>) -> bool {
-        !peer.lost && (peer.is_right() || !self.guest_alive)
-    }
-
-    /// Unequal blocks are left and no member could honour what the client was told about them.
-    //= docs/replication.md#R8
-    pub(super) fn nobody_is_right(&self) -> bool {
-        !self.unequal.is_clear() && !self.members().any(|(_, peer)| self.honours(peer))
-    }
-
-    /// A member may lack what was acknowledged: a flush would vouch for it.
-    //= docs/replication.md#R8
-    pub(super) fn in_doubt(&self) -> bool {
-        !self.unequal.is_clear() && !self.members().all(|(_, peer)| peer.is_right())
-    }
-
-    fn any_source(&self, range: ByteRange, failed: u16, not: Option<ReplicaId>) -> Option<ReplicaId> {
-        // Copies for repair know their source; others stay off what may be wrong.
-        let right = |peer: &super::Peer<P>| peer.is_right() || !overlaps_unequal(&self.unequal, range);
-        self.members()
-            .filter(|(_, peer)| right(peer))
-            .filter(|(replica, peer)| peer.is_open() && failed & peer.bit == 0 && Some(*replica) != not)
-            .min_by_key(|(_, peer)| peer.sent.len())
-            .map(|(replica, _)| replica)
-    }
-
     /// The source answered, or a target did.
     pub(super) fn copy_answered(
         &mut self,
@@ -307,14 +246,6 @@ impl<P: Clone> Engine<P> {
         self.stirred = true;
     }
 
-    /// Reads that waited for a repair try again.
-    pub(super) fn requeue_unrepaired(&mut self, now: Time, out: &mut Vec<Command<P>>) {
-        let waiting: Vec<IoId> = self.unrepaired.drain(..).collect();
-        for io in waiting {
-            self.begin(now, io, out);
-        }
-    }
-
     /// A source could not read: another is tried, and what it had to say is written over the bad block.
     pub(super) fn copy_read_failed(
         &mut self,
@@ -370,81 +301,6 @@ impl<P: Clone> Engine<P> {
                 self.fail_unrepaired(now, job.range, out);
             }
         }
-    }
-
-    /// An unreadable range of a member is written again from another one, if there is one.
-    pub(super) fn mend(
-        &mut self,
-        now: Time,
-        replica: ReplicaId,
-        range: ByteRange,
-        out: &mut Vec<Command<P>>,
-    ) {
-        let reason = Reason::Mend(replica);
-        let known = self
-            .copies
-            .values()
-            .any(|job| job.reason == reason && job.range == range);
-        // Where members differ, only the repair knows who is right.
-        let known = known || overlaps_unequal(&self.unequal, range);
-        if !known && self.members().count() > 1 && self.copies.len() < 4 * COPIES {
-            self.begin_copy(now, range, reason, out);
-        }
-    }
-
-    /// Keeps the repair of unequal blocks going: first those somebody waits for.
-    pub(super) fn tend_copies(&mut self, now: Time, out: &mut Vec<Command<P>>) {
-        // An engine that stops repairs no more than what is still asked for.
-        if self.phase != Phase::Active && !(self.phase_serves() && self.has_client_io()) {
-            return;
-        }
-        if self.nobody_is_right() {
-            return self.fail(FailReason::CacheLost, out);
-        }
-        self.drop_unequal_when_alone();
-        let stuck: Vec<u64> = self
-            .copies
-            .iter()
-            .filter(|(_, job)| job.stage == Stage::Reading && job.source.is_none())
-            .map(|(id, _)| *id)
-            .collect();
-        for id in stuck {
-            self.copy_locked(now, id, out);
-        }
-        let mut running = self
-            .copies
-            .values()
-            .filter(|job| job.reason == Reason::Repair)
-            .count();
-        while running < COPIES {
-            let Some(first) = self.next_unequal(now) else {
-                break;
-            };
-            let range = ByteRange::of_blocks(run_at(&self.unequal, first), self.row.size);
-            self.begin_copy(now, range, Reason::Repair, out);
-            running += 1;
-        }
-        if self.unequal.is_clear() && !self.unrepaired.is_empty() {
-            self.requeue_unrepaired(now, out);
-        }
-    }
-
-    /// The next block to repair that no copy has in hand.
-    fn next_unequal(&self, now: Time) -> Option<u64> {
-        let free = |block: &u64| {
-            let at = ByteRange::new(block * crate::range::BLOCK, 1);
-            !self
-                .copies
-                .values()
-                .any(|job| job.reason == Reason::Repair && job.range.overlaps(at))
-        };
-        let urgent = self
-            .urgent
-            .iter()
-            .copied()
-            .filter(|block| self.unequal.get(*block))
-            .find(free);
-        urgent.or_else(|| self.unequal.iter().find(free).filter(|_| self.repair_at <= now))
     }
 
     /// Some copy will still write to a member.

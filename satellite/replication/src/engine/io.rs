@@ -2,14 +2,14 @@
 
 use super::copy::overlaps_unequal;
 use super::locks::Holder;
-use super::peer::{Message, Purpose};
+use super::message::{Message, Purpose};
 use super::resync::Sync;
 use super::tracker::Moment;
 use super::{Command, Engine, IoError, OWN_IO, Phase, Request};
 use crate::body::Body;
 use crate::ids::{IoId, ReplicaId};
 use crate::range::ByteRange;
-use crate::time::{LEASE, Time};
+use crate::time::Time;
 use crate::wire::{Kind, flags};
 
 /// A request under way.
@@ -23,24 +23,24 @@ pub(super) struct Io<P> {
     /// The client has its answer; a replica that catches up still owes its own.
     answered: bool,
     /// Bits of the replicas that could not read it.
-    failed: u16,
+    pub(super) failed: u16,
     /// Data of a read that waits for leases.
-    data: Option<P>,
+    pub(super) data: Option<P>,
     /// For a flush: what it covers once all have it.
     moment: Moment,
-    issued: bool,
+    pub(super) issued: bool,
 }
 
 impl<P> Io<P> {
     /// Bytes it locks.
-    fn range(&self) -> Option<ByteRange> {
+    pub(super) fn range(&self) -> Option<ByteRange> {
         match &self.request {
             Request::Read(range) | Request::Write { range, .. } | Request::Zero { range, .. } => Some(*range),
             Request::Flush => None,
         }
     }
 
-    fn is_read(&self) -> bool {
+    pub(super) fn is_read(&self) -> bool {
         matches!(self.request, Request::Read(_))
     }
 }
@@ -177,67 +177,6 @@ impl<P: Clone> Engine<P> {
                 .is_some_and(|peer| peer.sync.as_ref().is_some_and(Sync::mirrors))
     }
 
-    //= docs/replication.md#R13
-    /// Sends a read to the best member: the one on this node, else the one with the least to do.
-    pub(super) fn issue_read(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
-        let Some(state) = self.ios.get(&io) else { return };
-        let Some(range) = state.range() else { return };
-        let failed = state.failed;
-        if overlaps_unequal(&self.unequal, range) {
-            // It had begun before a member lost its cache.
-            self.unlock(now, Holder::Io(io), out);
-            return self.begin(now, io, out);
-        }
-        let best = self
-            .members()
-            .filter(|(_, peer)| peer.is_open() && failed & peer.bit == 0)
-            .min_by_key(|(replica, peer)| (Some(*replica) != self.local, peer.sent.len()))
-            .map(|(replica, _)| replica);
-        self.renew_leases(now, out);
-        match best {
-            Some(replica) => {
-                let message = data_message(Kind::Read, range, false, Body::None);
-                self.send(now, replica, message, Purpose::Io(io), out);
-            }
-            // Nobody to ask now: asked again when a member is back.
-            None if self.members().any(|(_, peer)| failed & peer.bit == 0) => {
-                if let Some(state) = self.ios.get_mut(&io) {
-                    state.issued = false;
-                }
-            }
-            None => self.finish(now, io, Err(IoError::Media), out),
-        }
-    }
-
-    /// A member is there again: reads that found none go to it.
-    pub(super) fn issue_waiting_reads(&mut self, now: Time, out: &mut Vec<Command<P>>) {
-        let waiting: Vec<IoId> = self
-            .ios
-            .iter()
-            .filter(|(io, state)| state.is_read() && !state.issued && self.locks.holds(Holder::Io(**io)))
-            .map(|(io, _)| *io)
-            .collect();
-        for io in waiting {
-            self.issue(now, io, out);
-        }
-    }
-
-    /// Asks the members whose lease runs out soon, once each.
-    fn renew_leases(&mut self, now: Time, out: &mut Vec<Command<P>>) {
-        let soon = now + LEASE / 2;
-        let asked = |peer: &super::Peer<P>| peer.sent.values().any(|sent| sent.purpose == Purpose::Ping);
-        let short: Vec<ReplicaId> = self
-            .peers
-            .iter()
-            .filter(|(replica, _)| self.is_member(**replica) || self.joining() == Some(**replica))
-            .filter(|(_, peer)| peer.is_open() && peer.lease < soon && !asked(peer))
-            .map(|(replica, _)| *replica)
-            .collect();
-        for replica in short {
-            self.ping(now, replica, out);
-        }
-    }
-
     /// A replica answered a client's request.
     pub(super) fn io_answered(
         &mut self,
@@ -321,59 +260,14 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    /// Answers a read that has its data, if the leases of the whole set hold; keeps it otherwise.
-    //= docs/replication.md#R6
-    fn release_read(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
-        if self.leased(now) {
-            let data = self.ios.get_mut(&io).and_then(|state| state.data.take());
-            return self.finish(now, io, Ok(data), out);
-        }
-        self.held.push(io);
-        self.renew_leases(now, out);
-    }
-
-    pub(super) fn release_held(&mut self, now: Time, out: &mut Vec<Command<P>>) {
-        if self.held.is_empty() {
-            return;
-        }
-        if self.leased(now) {
-            for io in std::mem::take(&mut self.held) {
-                self.release_read(now, io, out);
-            }
-        } else {
-            self.renew_leases(now, out);
-        }
-    }
-
-    /// A member could not read a block: another one can, and the block is written again from it.
-    pub(super) fn read_failed(
+    /// Ends a request and lets those go on that waited for its bytes.
+    pub(super) fn finish(
         &mut self,
         now: Time,
-        replica: ReplicaId,
-        sent: &super::peer::Sent<P>,
+        io: IoId,
+        result: Result<Option<P>, IoError>,
         out: &mut Vec<Command<P>>,
     ) {
-        let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
-        match sent.purpose {
-            Purpose::Io(io) => {
-                if let Some(state) = self.ios.get_mut(&io) {
-                    state.failed |= bit;
-                }
-                self.mend(
-                    now,
-                    replica,
-                    ByteRange::new(sent.offset, u64::from(sent.length)),
-                    out,
-                );
-                self.issue_read(now, io, out);
-            }
-            Purpose::Copy(copy) => self.copy_read_failed(now, replica, copy, out),
-            _ => {}
-        }
-    }
-
-    /// Ends a request and lets those go on that waited for its bytes.
-    fn finish(&mut self, now: Time, io: IoId, result: Result<Option<P>, IoError>, out: &mut Vec<Command<P>>) {
         if io.0 < OWN_IO {
             out.push(Command::Complete { io, result });
         } else {
@@ -426,7 +320,7 @@ impl<P: Clone> Engine<P> {
     /// again once all is equal.
     pub(super) fn recall_flushes(&mut self, now: Time, out: &mut Vec<Command<P>>) {
         for io in self.pending_flushes() {
-            let of = |sent: &super::peer::Sent<P>| sent.purpose == Purpose::Io(io);
+            let of = |sent: &super::message::Sent<P>| sent.purpose == Purpose::Io(io);
             for peer in self.peers.values_mut() {
                 peer.sent.retain(|_, sent| !of(sent));
             }
@@ -447,25 +341,6 @@ impl<P: Clone> Engine<P> {
             .filter(|(_, state)| flush(state))
             .map(|(io, _)| *io)
             .collect()
-    }
-
-    /// Nobody can read these bytes: who waits for their repair is told.
-    pub(super) fn fail_unrepaired(&mut self, now: Time, range: ByteRange, out: &mut Vec<Command<P>>) {
-        for io in std::mem::take(&mut self.unrepaired) {
-            if self
-                .ios
-                .get(&io)
-                .and_then(Io::range)
-                .is_some_and(|of| of.overlaps(range))
-            {
-                self.finish(now, io, Err(IoError::Media), out);
-            } else {
-                self.unrepaired.push_back(io);
-            }
-        }
-        range.blocks().for_each(|block| {
-            self.urgent.remove(&block);
-        });
     }
 }
 

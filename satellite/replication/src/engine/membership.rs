@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::peer::{Message, Peer, Purpose};
-use super::{
-    Command, Engine, FailReason, IoError, Phase, Proposal, START_GRACE, STOP_DEADLINE, UNREACHABLE_AFTER,
-};
+use super::message::{Message, Purpose};
+use super::peer::Peer;
+use super::{Command, Engine, FailReason, Phase, Proposal, START_GRACE, UNREACHABLE_AFTER};
 use crate::body::Body;
 use crate::catalogue::{Change, EjectReason, MemberState, Refusal, VolumeRow};
 use crate::ids::{ConfigSeq, Epoch, ReplicaId};
@@ -372,61 +371,20 @@ impl<P: Clone> Engine<P> {
         };
         Some(format!("waits for {}: {waits}", away.join(" and ")))
     }
+}
 
-    /// Ends in order: no new requests, everything flushed, clean regions declared, leases given back.
-    pub(super) fn begin_stop(&mut self, now: Time) {
-        match self.phase {
-            Phase::Starting { .. } | Phase::Active => {
-                self.phase = match self.phase {
-                    // Nothing was written under this epoch: it ends as the last one did.
-                    Phase::Starting { .. } => Phase::Stopped {
-                        clean: self.row.clean_before,
-                    },
-                    _ => Phase::Stopping {
-                        since: now,
-                        flush: None,
-                    },
-                };
-                self.stirred = true;
-            }
-            Phase::Failed(_) => {
-                self.phase = Phase::Stopped { clean: false };
-                self.stirred = true;
-            }
-            Phase::Stopping { .. } | Phase::Stopped { .. } | Phase::Fenced => {}
-        }
+impl<P: Clone> Engine<P> {
+    pub(super) fn is_member(&self, replica: ReplicaId) -> bool {
+        self.row
+            .replicas
+            .get(&replica)
+            .is_some_and(|member| member.state == MemberState::InSync)
     }
 
-    pub(super) fn tend_stop(&mut self, now: Time, out: &mut Vec<Command<P>>) {
-        let Phase::Stopping { since, flush } = self.phase else {
-            return;
-        };
-        if now.since(since) > STOP_DEADLINE {
-            self.end(Phase::Stopped { clean: false }, IoError::Fenced, out);
-            return;
-        }
-        match flush {
-            // A replica that may just have joined has to be flushed and told with the others.
-            None if self.has_client_io() || self.copies_to_members() || self.proposal.is_some() => {}
-            None => {
-                let io = self.own_flush(now, out);
-                self.phase = Phase::Stopping {
-                    since,
-                    flush: Some(io),
-                };
-            }
-            Some(io) if self.is_pending(io) => {}
-            Some(_) => {
-                let clean = self.unequal.is_clear();
-                let members: Vec<ReplicaId> = self.members().map(|(replica, _)| replica).collect();
-                for replica in members {
-                    if clean {
-                        self.send(now, replica, Message::plain(Kind::Clean), Purpose::Ping, out);
-                    }
-                    self.send(now, replica, Message::plain(Kind::Close), Purpose::Ping, out);
-                }
-                self.phase = Phase::Stopped { clean };
-            }
-        }
+    pub(super) fn members(&self) -> impl Iterator<Item = (ReplicaId, &Peer<P>)> {
+        self.peers
+            .iter()
+            .filter(|(replica, _)| self.is_member(**replica))
+            .map(|(replica, peer)| (*replica, peer))
     }
 }

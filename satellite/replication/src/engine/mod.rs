@@ -15,32 +15,42 @@
 //!
 //! One engine lives for one epoch; its process never takes another.
 
+mod checkpoint;
 mod clean;
+mod connection;
 mod copy;
+mod event;
 mod io;
 mod locks;
 mod membership;
+mod message;
+mod missed;
 mod peer;
+mod read;
+mod repair;
 mod resync;
+mod source;
 mod start;
+mod state;
+mod stop;
 mod tracker;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::bitmap::Bitmap;
-use crate::body::Body;
-use crate::catalogue::{Change, Refusal, VolumeRow};
+use crate::catalogue::VolumeRow;
 use crate::ids::{Epoch, IoId, OpId, ReplicaId, VolumeId};
-use crate::range::ByteRange;
 use crate::time::Time;
-use crate::wire::Header;
 
 use copy::CopyJob;
 use io::Io;
 use locks::Locks;
 use peer::Peer;
 use tracker::Tracker;
+
+pub use event::{Command, Event, IoError, LinkId, Request};
+pub use state::{Counters, FailReason, Progress, State};
 
 /// A member whose connection is lost this long is removed. A satellite's restart takes less; a writer
 /// that waits half a second notices, but nothing times out.
@@ -57,212 +67,6 @@ const TICK: Duration = Duration::from_millis(50);
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// How long a stop may take before it ends uncleanly.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
-
-/// A connection attempt to a replica; never used again within an engine.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct LinkId(pub u64);
-
-/// What a client asks for. Ranges are checked by the shell: aligned and inside the volume.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Request<P> {
-    /// Read.
-    Read(ByteRange),
-    /// Write.
-    Write {
-        /// Where.
-        range: ByteRange,
-        /// What; a copy nobody else can change.
-        data: P,
-        /// Durable when answered.
-        fua: bool,
-    },
-    /// Make a range read as zeroes.
-    Zero {
-        /// Where.
-        range: ByteRange,
-        /// Give the space back.
-        discard: bool,
-        /// Durable when answered.
-        fua: bool,
-    },
-    /// Make everything answered before durable.
-    Flush,
-}
-
-/// Something that happened.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event<P> {
-    /// A client's request.
-    Submit {
-        /// Its number.
-        io: IoId,
-        /// What.
-        request: Request<P>,
-    },
-    /// A connection was made.
-    Connected {
-        /// Replica.
-        replica: ReplicaId,
-        /// As in [`Command::Connect`].
-        link: LinkId,
-    },
-    /// A connection ended or was not made.
-    Lost {
-        /// Replica.
-        replica: ReplicaId,
-        /// As in [`Command::Connect`].
-        link: LinkId,
-    },
-    /// An answer came; its checksums held.
-    Answer {
-        /// Replica.
-        replica: ReplicaId,
-        /// As in [`Command::Connect`].
-        link: LinkId,
-        /// What.
-        header: Header,
-        /// Payload.
-        body: Body<P>,
-    },
-    /// The catalogue's row, as it is or became.
-    Row(VolumeRow),
-    /// The outcome of [`Command::Propose`].
-    Outcome {
-        /// Its number.
-        proposal: u64,
-        /// The row after it, or as it is when the change was refused.
-        row: VolumeRow,
-        /// Why it was refused.
-        refusal: Option<Refusal>,
-    },
-    /// End in order.
-    Stop,
-    /// The time [`Engine::deadline`] named has come.
-    Tick,
-}
-
-/// Something to be done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Command<P> {
-    /// Connect to a replica; tell [`Event::Connected`] or [`Event::Lost`].
-    Connect {
-        /// Replica.
-        replica: ReplicaId,
-        /// Names this connection from now on.
-        link: LinkId,
-    },
-    /// Close a connection. No event of it may follow.
-    Disconnect {
-        /// Replica.
-        replica: ReplicaId,
-        /// Which.
-        link: LinkId,
-    },
-    /// Send a message, in order.
-    Send {
-        /// Replica.
-        replica: ReplicaId,
-        /// Connection.
-        link: LinkId,
-        /// What.
-        header: Header,
-        /// Payload.
-        body: Body<P>,
-    },
-    /// Have the catalogue changed; repeat until the outcome is known, never make one up.
-    Propose {
-        /// Its number.
-        proposal: u64,
-        /// What.
-        change: Change,
-    },
-    /// Answer a client.
-    Complete {
-        /// Its number.
-        io: IoId,
-        /// For a read, the data.
-        result: Result<Option<P>, IoError>,
-    },
-    /// The state changed; see [`Engine::state`].
-    StateChanged,
-}
-
-/// Why a client's request failed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum IoError {
-    /// The volume has a newer engine, or this one lost its right. The outcome of a write is not known.
-    Fenced,
-    /// No replica could read it.
-    Media,
-    /// The device is lost until attached anew: acknowledged writes are gone.
-    Failed,
-}
-
-/// What the engine is doing.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum State {
-    /// Waits for promises.
-    Starting,
-    /// Serves.
-    Serving,
-    /// I/O waits; why.
-    Suspended(String),
-    /// A newer epoch has the volume.
-    Fenced,
-    /// Can't go on; why.
-    Failed(FailReason),
-    /// Drains.
-    Stopping,
-    /// Ended in order. `clean` as in [`Change::Detach`].
-    Stopped {
-        /// Drained, flushed, no dirty region.
-        clean: bool,
-    },
-}
-
-/// Why an engine can't go on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum FailReason {
-    /// R8, R9.
-    #[error(
-        "every in-sync replica lost acknowledged writes that were not flushed; detach and attach the volume, \
-         then check its file system"
-    )]
-    CacheLost,
-    /// A replica stores a view above the catalogue's.
-    #[error("catalogue-behind: a replica has seen a later configuration than the catalogue holds")]
-    CatalogueBehind,
-}
-
-/// A running resync.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Progress {
-    /// Who catches up.
-    pub replica: ReplicaId,
-    /// Bytes to copy when it began.
-    pub total: u64,
-    /// Bytes done.
-    pub done: u64,
-}
-
-/// Totals since the engine began.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    /// Requests.
-    pub reads: u64,
-    /// Bytes.
-    pub read_bytes: u64,
-    /// Requests.
-    pub writes: u64,
-    /// Bytes.
-    pub written_bytes: u64,
-    /// Requests.
-    pub flushes: u64,
-    /// Bytes copied to replicas that had missed writes.
-    pub resynced_bytes: u64,
-    /// Bytes copied to make members equal after an unclean end.
-    pub repaired_bytes: u64,
-}
 
 /// What an engine is started with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -479,36 +283,6 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    /// A newer epoch has the volume, or the right to this one is gone: nothing is acknowledged any more.
-    fn fence(&mut self, out: &mut Vec<Command<P>>) {
-        self.end(Phase::Fenced, IoError::Fenced, out);
-    }
-
-    fn fail(&mut self, reason: FailReason, out: &mut Vec<Command<P>>) {
-        self.end(Phase::Failed(reason), IoError::Failed, out);
-    }
-
-    fn end(&mut self, phase: Phase, error: IoError, out: &mut Vec<Command<P>>) {
-        self.phase = phase;
-        for (replica, peer) in &mut self.peers {
-            peer.close(*replica, out);
-        }
-        self.copies.clear();
-        self.locks = Locks::default();
-        let unanswered: Vec<IoId> = self.unanswered().collect();
-        self.ios.clear();
-        for io in unanswered {
-            out.push(Command::Complete {
-                io,
-                result: Err(error),
-            });
-        }
-        self.backlog.clear();
-        self.unrepaired.clear();
-        self.held.clear();
-        self.stirred = true;
-    }
-
     fn op(&mut self) -> OpId {
         let op = OpId(self.next_op);
         self.next_op += 1;
@@ -518,3 +292,9 @@ impl<P: Clone> Engine<P> {
 
 /// Numbers from here on are the engine's own requests; clients' are below.
 pub const OWN_IO: u64 = 1 << 63;
+
+impl<P: Clone> Engine<P> {
+    pub(super) fn phase_serves(&self) -> bool {
+        matches!(self.phase, Phase::Active | Phase::Stopping { .. })
+    }
+}

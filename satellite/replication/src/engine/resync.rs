@@ -14,7 +14,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::copy::{COPIES, Reason, run_at};
-use super::peer::{Message, Peer, Purpose, Sent};
+use super::message::{Message, Purpose, Sent};
+use super::missed::Hand;
+use super::peer::Peer;
 use super::{Command, Engine, Phase, Progress};
 use crate::bitmap::Bitmap;
 use crate::body::Body;
@@ -29,12 +31,8 @@ const HOLD_FIRST: Duration = Duration::from_secs(10);
 const HOLD_LAST: Duration = Duration::from_mins(10);
 /// In sync for this long, it is no longer taken for flapping.
 const STEADY: Duration = Duration::from_mins(5);
-/// Copied bytes after which the target is flushed and the maps of the members are cleared: what an
-/// interruption costs (case 16).
-const CHECKPOINT: u64 = 64 << 20;
-
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Stage {
+pub(super) enum Stage {
     /// It learns the view its requests will carry.
     Telling,
     /// Its own dirty map: writes nobody else may have (case 8).
@@ -53,34 +51,25 @@ enum Stage {
     Proposed,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Hand {
-    Next,
-    Probe(ReplicaId, ConfigSeq),
-    Begin(ReplicaId, ConfigSeq),
-    Read(ReplicaId, ConfigSeq, u64),
-    Put(ReplicaId, ConfigSeq, u64),
-}
-
 /// A resync under way.
 #[derive(Debug)]
 pub(super) struct Sync {
-    stage: Stage,
+    pub(super) stage: Stage,
     /// The member whose maps are used.
-    source: Option<ReplicaId>,
-    tried: u16,
+    pub(super) source: Option<ReplicaId>,
+    pub(super) tried: u16,
     /// Blocks it still lacks.
-    need: Bitmap,
-    total: u64,
+    pub(super) need: Bitmap,
+    pub(super) total: u64,
     /// Blocks copied since the last checkpoint, and those a checkpoint's flush is under way for.
-    copied: Bitmap,
-    flushing: Option<Bitmap>,
-    since_checkpoint: u64,
+    pub(super) copied: Bitmap,
+    pub(super) flushing: Option<Bitmap>,
+    pub(super) since_checkpoint: u64,
     /// Blocks written by clients after they were copied: the members' maps keep them.
-    touched: Bitmap,
+    pub(super) touched: Bitmap,
     /// Regions that are dirty on it.
-    regions: Bitmap,
-    hand: VecDeque<(ReplicaId, ConfigSeq)>,
+    pub(super) regions: Bitmap,
+    pub(super) hand: VecDeque<(ReplicaId, ConfigSeq)>,
 }
 
 impl Sync {
@@ -238,177 +227,6 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "names one page of one map at one replica"
-    )]
-    fn ask_map(
-        &mut self,
-        now: Time,
-        target: ReplicaId,
-        at: ReplicaId,
-        map: u32,
-        since: Option<ConfigSeq>,
-        from: u64,
-        out: &mut Vec<Command<P>>,
-    ) {
-        let body = since.map_or(Body::None, |since| Body::Bytes(since.0.to_le_bytes().to_vec()));
-        let message = Message {
-            kind: Kind::GetMap,
-            flags: 0,
-            offset: from,
-            length: map,
-            body,
-        };
-        self.send(now, at, message, Purpose::Sync(target), out);
-    }
-
-    //= docs/replication.md#R11
-    fn own_words(&mut self, now: Time, target: ReplicaId, words: Words<'_>, out: &mut Vec<Command<P>>) {
-        let total = self.regions().div_ceil(64);
-        let Some(sync) = self.sync_of(target) else { return };
-        let (from, bytes, _) = words;
-        sync.regions.or_bytes(from, bytes);
-        let next = from + bytes.len() as u64 / 8;
-        if next < total && !bytes.is_empty() {
-            return self.ask_map(now, target, target, DIRTY_MAP, None, next, out);
-        }
-        sync.need = sync.regions.regions_to_blocks(sync.need.len());
-        sync.stage = Stage::MissedMap;
-        self.ask_missed(now, target, out);
-    }
-
-    /// Asks a member what the replica missed; without anyone who knows, it gets everything.
-    //= docs/replication.md#R11
-    fn ask_missed(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
-        let since = self.since_of(target);
-        let tried = self.sync_of(target).map_or(0, |sync| sync.tried);
-        let source = self
-            .members()
-            .find(|(_, peer)| peer.is_open() && tried & peer.bit == 0);
-        let source = source.map(|(replica, peer)| (replica, peer.bit));
-        if !self.members().any(|(_, peer)| peer.is_open()) {
-            return self.abort_sync(now, target, out);
-        }
-        let Some(sync) = self.sync_of(target) else { return };
-        if let (Some(since), Some((source, bit))) = (since, source) {
-            sync.source = Some(source);
-            sync.tried |= bit;
-            return self.ask_map(now, target, source, target.0, Some(since), 0, out);
-        }
-        sync.need = Bitmap::full(sync.need.len());
-        self.begin_handing(now, target, out);
-    }
-
-    /// The config that removed the replica, if its own superblock is not older than its last joining.
-    fn since_of(&self, target: ReplicaId) -> Option<ConfigSeq> {
-        let member = self.row.replicas.get(&target)?;
-        let info = self.peers.get(&target)?.info.as_ref()?;
-        match member.state {
-            MemberState::Stale { since, .. } if info.stored.config.next() >= member.joined? => since,
-            MemberState::Stale { .. } | MemberState::InSync => None,
-        }
-    }
-
-    fn missed_words(&mut self, now: Time, target: ReplicaId, words: Words<'_>, out: &mut Vec<Command<P>>) {
-        let (from, bytes, known) = words;
-        if !known {
-            return self.ask_missed(now, target, out);
-        }
-        let since = self.since_of(target);
-        let Some(sync) = self.sync_of(target) else { return };
-        sync.need.or_bytes(from, bytes);
-        let next = from + bytes.len() as u64 / 8;
-        if next < sync.need.len().div_ceil(64) && !bytes.is_empty() {
-            let Some(source) = sync.source else { return };
-            return self.ask_map(now, target, source, target.0, since, next, out);
-        }
-        self.begin_handing(now, target, out);
-    }
-
-    fn begin_handing(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
-        let source = self
-            .members()
-            .find(|(_, peer)| peer.is_open())
-            .map(|(replica, _)| replica);
-        let Some(sync) = self.sync_of(target) else { return };
-        sync.total = sync.need.count() * BLOCK;
-        sync.source = sync.source.or(source);
-        if sync.source.is_none() {
-            return self.abort_sync(now, target, out);
-        }
-        self.handed(now, target, &Hand::Next, (0, &[], true), out);
-    }
-
-    /// Gives the returning replica the maps of those that stay absent, so that it can take the place of
-    /// their source: first it begins to mark new writes, then it gets the old ones.
-    fn handed(
-        &mut self,
-        now: Time,
-        target: ReplicaId,
-        hand: &Hand,
-        words: Words<'_>,
-        out: &mut Vec<Command<P>>,
-    ) {
-        let (from, bytes, known) = words;
-        let Some(sync) = self.sync_of(target) else { return };
-        let Some(source) = sync.source else { return };
-        let blocks = sync.need.len();
-        let next = match hand {
-            Hand::Next => None,
-            Hand::Probe(absent, since) => known.then_some(Hand::Begin(*absent, *since)),
-            Hand::Begin(absent, since) => Some(Hand::Read(*absent, *since, 0)),
-            Hand::Read(absent, since, _) => known.then_some(Hand::Put(*absent, *since, from)),
-            Hand::Put(absent, since, page) => {
-                let next = page + MAP_WORDS;
-                (next < blocks.div_ceil(64)).then_some(Hand::Read(*absent, *since, next))
-            }
-        };
-        let next = next.or_else(|| {
-            sync.hand
-                .pop_front()
-                .map(|(absent, since)| Hand::Probe(absent, since))
-        });
-        let Some(next) = next else {
-            sync.stage = Stage::Copying;
-            self.stirred = true;
-            return;
-        };
-        sync.stage = Stage::Handing(next.clone());
-        match next {
-            Hand::Next => {}
-            Hand::Probe(absent, since) => self.ask_map(now, target, source, absent.0, Some(since), 0, out),
-            Hand::Read(absent, since, from) => {
-                self.ask_map(now, target, source, absent.0, Some(since), from, out);
-            }
-            Hand::Begin(absent, since) => self.put_map(now, target, absent, since, (0, &[], true), out),
-            Hand::Put(absent, since, page) => {
-                self.put_map(now, target, absent, since, (page, bytes, true), out);
-            }
-        }
-    }
-
-    fn put_map(
-        &mut self,
-        now: Time,
-        target: ReplicaId,
-        absent: ReplicaId,
-        since: ConfigSeq,
-        (from, words, _): Words<'_>,
-        out: &mut Vec<Command<P>>,
-    ) {
-        let mut body = since.0.to_le_bytes().to_vec();
-        body.extend(words.iter().take(crate::wire::MAX_CONTROL as usize - 8));
-        let message = Message {
-            kind: Kind::PutMap,
-            flags: 0,
-            offset: from,
-            length: absent.0,
-            body: Body::Bytes(body),
-        };
-        self.send(now, target, message, Purpose::Sync(target), out);
-    }
-
     fn pump_sync(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
         let Some(peer) = self.peers.get(&target) else {
             return;
@@ -510,78 +328,6 @@ impl<P: Clone> Engine<P> {
         self.stirred = true;
     }
 
-    /// A copy reached the replica.
-    pub(super) fn sync_copied(
-        &mut self,
-        now: Time,
-        target: ReplicaId,
-        range: ByteRange,
-        out: &mut Vec<Command<P>>,
-    ) {
-        self.counters.resynced_bytes += range.len;
-        let Some(sync) = self.sync_of(target) else { return };
-        sync.need.clear_range(range.blocks());
-        sync.copied.set_range(range.blocks());
-        sync.regions.set_range(range.regions());
-        sync.since_checkpoint += range.len;
-        if sync.since_checkpoint >= CHECKPOINT && sync.flushing.is_none() {
-            sync.since_checkpoint = 0;
-            let blocks = sync.copied.len();
-            sync.flushing = Some(std::mem::replace(&mut sync.copied, Bitmap::new(blocks)));
-            self.send(
-                now,
-                target,
-                Message::plain(Kind::Flush),
-                Purpose::Sync(target),
-                out,
-            );
-        }
-    }
-
-    /// What was copied is durable there: the members' maps let go of it, but for what was written since.
-    //= docs/replication.md#R10
-    fn checkpointed(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
-        let Some(sync) = self.sync_of(target) else { return };
-        let Some(done) = sync.flushing.take() else { return };
-        let mut runs: Vec<u8> = Vec::new();
-        for block in done.iter().filter(|block| !sync.touched.get(*block)) {
-            runs.extend(block.to_le_bytes());
-            runs.extend(1_u64.to_le_bytes());
-        }
-        let members: Vec<ReplicaId> = self
-            .members()
-            .filter(|(_, p)| p.is_open())
-            .map(|(id, _)| id)
-            .collect();
-        for replica in members {
-            let body = Body::Bytes(runs.clone());
-            let message = Message {
-                kind: Kind::ClearMap,
-                flags: 0,
-                offset: 0,
-                length: target.0,
-                body,
-            };
-            self.send(now, replica, message, Purpose::Ping, out);
-        }
-        self.stirred = true;
-    }
-
-    /// A client's write begins: blocks already copied are no longer what the checkpoint will vouch for.
-    pub(super) fn note_live_write(&mut self, range: ByteRange) {
-        for sync in self
-            .peers
-            .values_mut()
-            .filter_map(|peer| peer.sync.as_mut())
-            .filter(|sync| sync.mirrors())
-        {
-            for block in range.blocks().filter(|block| !sync.need.get(*block)) {
-                sync.touched.set(block);
-            }
-            sync.regions.set_range(range.regions());
-        }
-    }
-
     /// The catalogue added it. No flush before this covers it, and its dirty regions are now everyone's.
     pub(super) fn joined(&mut self, now: Time, replica: ReplicaId) {
         self.tracker.forget_flushes();
@@ -636,13 +382,7 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    fn sync_of(&mut self, target: ReplicaId) -> Option<&mut Sync> {
+    pub(super) fn sync_of(&mut self, target: ReplicaId) -> Option<&mut Sync> {
         self.peers.get_mut(&target).and_then(|peer| peer.sync.as_mut())
     }
 }
-
-/// First word, words as bytes, and whether there was a map at all.
-type Words<'a> = (u64, &'a [u8], bool);
-
-/// Words of a map handed on at once: what one message can carry beside the config.
-const MAP_WORDS: u64 = (crate::wire::MAX_CONTROL as u64 / 8) - 1;

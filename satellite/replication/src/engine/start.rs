@@ -1,6 +1,6 @@
 //! From promises to service: which regions are unequal, which member is right about them.
 
-use super::peer::{Message, Purpose};
+use super::message::{Message, Purpose};
 use super::{Command, Engine, FailReason, Phase};
 use crate::bitmap::Bitmap;
 use crate::catalogue::MemberState;

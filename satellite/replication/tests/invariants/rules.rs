@@ -67,3 +67,32 @@ fn each_rule_is_written_kept_and_tested() {
         );
     }
 }
+
+/// What is between backquotes, in order.
+fn quotes(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn places_named_by_the_document_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("../../docs/replication.md")).unwrap();
+    let mut named = 0;
+    for section in document.split("\n### R").skip(1) {
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let mut source: Option<(&str, String)> = None;
+        for name in quotes(section) {
+            let path = root.join("src").join(name);
+            if path.extension().is_some_and(|end| end == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+                source = Some((name, text));
+            } else if let Some((file, text)) = &source
+                && section.contains(&format!("`{name}`)")) || section.contains(&format!("`{name}`,"))
+            {
+                assert!(text.contains(name), "{file} has no {name}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 20, "{named} places named");
+}

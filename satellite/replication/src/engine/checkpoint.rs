@@ -1,0 +1,88 @@
+//! What a resync has copied for good: flushed there, then let go of by the maps of the members.
+
+use super::message::{Message, Purpose};
+use super::{Command, Engine};
+use crate::bitmap::Bitmap;
+use crate::body::Body;
+use crate::ids::ReplicaId;
+use crate::range::ByteRange;
+use crate::time::Time;
+use crate::wire::Kind;
+
+/// Copied bytes after which the target is flushed and the maps of the members are cleared: what an
+/// interruption costs (case 16).
+const CHECKPOINT: u64 = 64 << 20;
+
+impl<P: Clone> Engine<P> {
+    /// A copy reached the replica.
+    pub(super) fn sync_copied(
+        &mut self,
+        now: Time,
+        target: ReplicaId,
+        range: ByteRange,
+        out: &mut Vec<Command<P>>,
+    ) {
+        self.counters.resynced_bytes += range.len;
+        let Some(sync) = self.sync_of(target) else { return };
+        sync.need.clear_range(range.blocks());
+        sync.copied.set_range(range.blocks());
+        sync.regions.set_range(range.regions());
+        sync.since_checkpoint += range.len;
+        if sync.since_checkpoint >= CHECKPOINT && sync.flushing.is_none() {
+            sync.since_checkpoint = 0;
+            let blocks = sync.copied.len();
+            sync.flushing = Some(std::mem::replace(&mut sync.copied, Bitmap::new(blocks)));
+            self.send(
+                now,
+                target,
+                Message::plain(Kind::Flush),
+                Purpose::Sync(target),
+                out,
+            );
+        }
+    }
+
+    /// What was copied is durable there: the members' maps let go of it, but for what was written since.
+    //= docs/replication.md#R10
+    pub(super) fn checkpointed(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
+        let Some(sync) = self.sync_of(target) else { return };
+        let Some(done) = sync.flushing.take() else { return };
+        let mut runs: Vec<u8> = Vec::new();
+        for block in done.iter().filter(|block| !sync.touched.get(*block)) {
+            runs.extend(block.to_le_bytes());
+            runs.extend(1_u64.to_le_bytes());
+        }
+        let members: Vec<ReplicaId> = self
+            .members()
+            .filter(|(_, p)| p.is_open())
+            .map(|(id, _)| id)
+            .collect();
+        for replica in members {
+            let body = Body::Bytes(runs.clone());
+            let message = Message {
+                kind: Kind::ClearMap,
+                flags: 0,
+                offset: 0,
+                length: target.0,
+                body,
+            };
+            self.send(now, replica, message, Purpose::Ping, out);
+        }
+        self.stirred = true;
+    }
+
+    /// A client's write begins: blocks already copied are no longer what the checkpoint will vouch for.
+    pub(super) fn note_live_write(&mut self, range: ByteRange) {
+        for sync in self
+            .peers
+            .values_mut()
+            .filter_map(|peer| peer.sync.as_mut())
+            .filter(|sync| sync.mirrors())
+        {
+            for block in range.blocks().filter(|block| !sync.need.get(*block)) {
+                sync.touched.set(block);
+            }
+            sync.regions.set_range(range.regions());
+        }
+    }
+}

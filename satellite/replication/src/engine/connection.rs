@@ -1,0 +1,239 @@
+//! Connections: made, watched and made again; what a promise is worth is looked at before it is used.
+
+use std::time::Duration;
+
+use super::message::{Message, Purpose};
+use super::peer::Link;
+use super::{Command, Engine, FailReason, IDLE_TICK, LinkId, Peer, REQUEST_DEADLINE, SILENCE};
+use crate::bitmap::Bitmap;
+use crate::catalogue::EjectReason;
+use crate::ids::{OpId, ReplicaId};
+use crate::info::Info;
+use crate::time::Time;
+use crate::wire::{Kind, flags};
+
+pub(super) const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+pub(super) const RECONNECT_LAST: Duration = Duration::from_secs(1);
+
+impl<P: Clone> Engine<P> {
+    /// Connects what is down, drops what is silent or too slow, asks the idle for a sign of life.
+    pub(super) fn tend_links(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+        let replicas: Vec<ReplicaId> = self.peers.keys().copied().collect();
+        let undecided = self.proposal.as_ref().and_then(|proposal| proposal.adding);
+        let undecided = undecided.filter(|replica| !self.is_member(*replica));
+        for replica in replicas {
+            let Some(peer) = self.peers.get_mut(&replica) else {
+                continue;
+            };
+            match peer.link {
+                // Whether it is a member is being decided: it comes back as what it will be (R3).
+                Link::Down { .. } if undecided == Some(replica) => {}
+                Link::Down { since, retry_at } if retry_at <= now => {
+                    let link = LinkId(self.next_link);
+                    self.next_link += 1;
+                    peer.link = Link::Connecting { link, since };
+                    peer.heard = now;
+                    out.push(Command::Connect { replica, link });
+                }
+                Link::Opening { link, .. } if now.since(peer.heard) > REQUEST_DEADLINE => {
+                    out.push(Command::Disconnect { replica, link });
+                    self.link_down(now, replica, out);
+                }
+                Link::Connecting { link, .. } if now.since(peer.heard) > SILENCE => {
+                    out.push(Command::Disconnect { replica, link });
+                    self.link_down(now, replica, out);
+                }
+                Link::Down { .. } | Link::Opening { .. } | Link::Connecting { .. } => {}
+                Link::Open { link } => {
+                    let late = peer
+                        .sent
+                        .values()
+                        .any(|sent| now.since(sent.at) > REQUEST_DEADLINE);
+                    let pinged = peer.sent.values().any(|sent| sent.purpose == Purpose::Ping);
+                    let quiet = now.since(peer.heard);
+                    if late || (pinged && quiet > SILENCE) {
+                        peer.fault = late.then_some(EjectReason::TimedOut).or(peer.fault);
+                        out.push(Command::Disconnect { replica, link });
+                        self.link_down(now, replica, out);
+                    } else if quiet >= IDLE_TICK && !pinged {
+                        self.ping(now, replica, out);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn connected(
+        &mut self,
+        now: Time,
+        replica: ReplicaId,
+        link: LinkId,
+        out: &mut Vec<Command<P>>,
+    ) {
+        let member = self.is_member(replica);
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
+        let Link::Connecting {
+            link: expected,
+            since,
+        } = peer.link
+        else {
+            return;
+        };
+        if expected == link {
+            peer.link = Link::Opening { link, since };
+            let flags = if member { flags::MEMBER } else { 0 };
+            self.send(
+                now,
+                replica,
+                Message {
+                    flags,
+                    ..Message::plain(Kind::Open)
+                },
+                Purpose::Open,
+                out,
+            );
+        }
+    }
+
+    /// A replica promised. Its identity is compared before anything is sent to it.
+    pub(super) fn opened(&mut self, now: Time, replica: ReplicaId, info: &[u8], out: &mut Vec<Command<P>>) {
+        let Some(info) = Info::decode(info) else {
+            return self.give_up_on(now, replica, EjectReason::Disagrees, out);
+        };
+        if info.stored.config > self.row.view.config {
+            return self.fail(FailReason::CatalogueBehind, out);
+        }
+        let member = self.is_member(replica);
+        if member && !self.vouches(replica, &info) {
+            return self.give_up_on(now, replica, EjectReason::Disagrees, out);
+        }
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
+        let changed = peer.cache.is_some_and(|known| known != info.cache);
+        let cache_lost = member && changed && peer.has_unflushed();
+        if cache_lost {
+            peer.info = Some(info.clone());
+            peer.lost = true;
+        }
+        //= docs/replication.md#R9
+        if cache_lost && (self.may_lose(replica) || !self.members().any(|(_, other)| self.honours(other))) {
+            return self.give_up_on(now, replica, EjectReason::CacheLost, out);
+        }
+        if cache_lost {
+            self.doubt(now, out);
+        }
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
+        let Some(link) = peer.link_id() else { return };
+        peer.cache = Some(info.cache);
+        peer.link = Link::Open { link };
+        peer.retry = RECONNECT_FIRST;
+        peer.fault = None;
+        let dirty = info.dirty;
+        peer.info = Some(info);
+        if !member {
+            self.stirred = true;
+            return;
+        }
+        self.tell_view(now, replica, out);
+        self.resend(now, replica, link, out);
+        if dirty == 0 {
+            self.set_dirty(now, replica, Bitmap::new(self.regions()), out);
+        } else {
+            self.ask_dirty(now, replica, 0, out);
+        }
+        self.stirred = true;
+    }
+
+    /// Sends what a member has not answered, in the order it was first sent.
+    fn resend(&mut self, now: Time, replica: ReplicaId, link: LinkId, out: &mut Vec<Command<P>>) {
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
+        let again: Vec<OpId> = peer
+            .sent
+            .iter()
+            .filter(|(_, sent)| sent.purpose.lasts())
+            .map(|(op, _)| *op)
+            .collect();
+        for op in again {
+            let Some(sent) = self
+                .peers
+                .get_mut(&replica)
+                .and_then(|peer| peer.sent.get_mut(&op))
+            else {
+                continue;
+            };
+            sent.at = now;
+            let sent = sent.clone();
+            self.emit(replica, link, op, sent, out);
+        }
+    }
+
+    pub(super) fn lost(&mut self, now: Time, replica: ReplicaId, link: LinkId, out: &mut Vec<Command<P>>) {
+        if self.peers.get(&replica).and_then(Peer::link_id) == Some(link) {
+            self.link_down(now, replica, out);
+            self.stirred = true;
+        }
+    }
+
+    /// A connection is gone. What a member was sent is kept for its next promise, reads go elsewhere.
+    pub(super) fn link_down(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
+        let member = self.is_member(replica) || self.joining() == Some(replica);
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
+        let since = peer.down_since().unwrap_or(now);
+        peer.link = Link::Down {
+            since,
+            retry_at: now + peer.retry,
+        };
+        peer.retry = (peer.retry * 2).min(RECONNECT_LAST);
+        peer.dirty = None;
+        peer.reading = None;
+        let mut orphans = Vec::new();
+        peer.sent.retain(|_, sent| {
+            if sent.purpose.lasts() && sent.kind == Kind::Read {
+                orphans.push(sent.purpose.clone());
+            }
+            member && sent.purpose.lasts() && sent.kind != Kind::Read
+        });
+        if !self.is_member(replica) {
+            self.abort_sync(now, replica, out);
+            if !member {
+                self.write_off(now, replica, out);
+            }
+        }
+        for orphan in orphans {
+            match orphan {
+                Purpose::Io(io) => self.issue_read(now, io, out),
+                Purpose::Copy(copy) => self.restart_copy(now, copy, out),
+                _ => {}
+            }
+        }
+        self.abort_syncs_from(now, replica, out);
+    }
+
+    /// Closes the connection of a replica that can't stay in the set.
+    pub(super) fn give_up_on(
+        &mut self,
+        now: Time,
+        replica: ReplicaId,
+        reason: EjectReason,
+        out: &mut Vec<Command<P>>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
+        if let Some(link) = peer.link_id() {
+            out.push(Command::Disconnect { replica, link });
+        }
+        peer.fault = Some(reason);
+        self.link_down(now, replica, out);
+        self.stirred = true;
+    }
+}
