@@ -87,7 +87,9 @@ fn places_named_by_the_document_exist() {
                 let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
                 source = Some((name, text));
             } else if let Some((file, text)) = &source
-                && section.contains(&format!("`{name}`)")) || section.contains(&format!("`{name}`,"))
+                && [')', ',']
+                    .iter()
+                    .any(|end| section.contains(&format!("`{name}`{end}")))
             {
                 assert!(text.contains(name), "{file} has no {name}");
                 named += 1;
