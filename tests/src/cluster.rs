@@ -1,11 +1,15 @@
 //! A cluster of real processes on loopback for one test: three controllers `c1 c2 c3`, storage nodes `s1 s2 s3`,
 //! a diskless node `k1`, as `storctl quickstart` makes them, with programs, ports and a directory of its own.
 //!
+//! [`Cluster::start_on_machines`] makes one on machines of its own instead, network namespaces between which the
+//! network can be cut.
+//!
 //! Promises: however the test ends, its processes, mounts and loop devices end too (after a SIGKILL of the test
 //! itself, at the start of the next one). When it failed, or `STOR_TESTS_KEEP_LOGS` is set, its logs are kept and
 //! it is said where.
 
 mod breaking;
+mod machines;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -18,8 +22,11 @@ use serde_json::json;
 use stor_api::client::{Client, Error, Options};
 use stor_api::objects::{ControllerRole, Health, NodeState, Status};
 
+use crate::network::Network;
 use crate::ports::Ports;
 use crate::{leftovers, process, wait};
+
+pub use machines::{SECOND, machine_of};
 
 /// Controllers.
 pub const CONTROLLERS: [&str; 3] = ["c1", "c2", "c3"];
@@ -40,13 +47,26 @@ pub struct Cluster {
     runtime: tokio::runtime::Runtime,
     client: Client,
     root: PathBuf,
-    quickstart: Child,
+    /// None when the cluster is on machines of its own.
+    quickstart: Option<Child>,
+    /// Of the machines, when it is.
+    network: Option<Network>,
+    /// Addresses of the controllers' APIs.
+    apis: [String; 3],
     ports: Ports,
 }
 
 /// Runs a test on a cluster of its own.
 pub fn with(test: impl FnOnce(&mut Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let mut cluster = Cluster::start()?;
+    on(Cluster::start()?, test)
+}
+
+/// Runs a test on a cluster on machines of its own.
+pub fn with_machines(test: impl FnOnce(&mut Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    on(Cluster::start_on_machines()?, test)
+}
+
+fn on(mut cluster: Cluster, test: impl FnOnce(&mut Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let done = test(&mut cluster);
     if done.is_err() || std::env::var_os("STOR_TESTS_KEEP_LOGS").is_some() {
         cluster.keep_logs();
@@ -69,17 +89,7 @@ impl Cluster {
     }
 
     fn start_in(root: PathBuf) -> anyhow::Result<Self> {
-        let bin = root.join("bin");
-        fs::create_dir(&bin)?;
-        for name in PROGRAMS {
-            let built = built(name)?;
-            // The same file under another name: a build that runs meanwhile puts new files in their places.
-            fs::hard_link(&built, bin.join(name))
-                .or_else(|_| fs::copy(&built, bin.join(name)).map(drop))
-                .with_context(|| format!("copying {}", built.display()))?;
-        }
-        let dir = root.join("d");
-        fs::create_dir(&dir)?;
+        let dir = put_programs(&root)?;
         let ports = Ports::take()?;
         let record = json!({
             "version": 1,
@@ -92,23 +102,16 @@ impl Cluster {
             "set_up": [],
         });
         fs::write(dir.join("quickstart.json"), record.to_string())?;
-        let urls = [0, 2, 4].map(|index| format!("http://127.0.0.1:{}", ports.get(index)));
-        let client = Client::new(&Options {
-            urls: urls.to_vec(),
-            token_file: None,
-            ca_file: None,
-            timeout: CALL,
-        })?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
+        let apis = [0, 2, 4].map(|index| format!("127.0.0.1:{}", ports.get(index)));
+        let (client, runtime) = (api(&apis)?, runtime()?);
         let quickstart = start_quickstart(&root)?;
         let mut cluster = Self {
             runtime,
             client,
             root,
-            quickstart,
+            quickstart: Some(quickstart),
+            network: None,
+            apis,
             ports,
         };
         cluster.up()?;
@@ -119,9 +122,7 @@ impl Cluster {
     fn up(&mut self) -> anyhow::Result<()> {
         let record = self.dir().join("quickstart.json");
         wait::until(wait::LONG, "the quickstart is ready", || {
-            if let Some(status) = self.quickstart.try_wait()? {
-                bail!("storctl quickstart ended with {status}:\n{}", self.said());
-            }
+            self.quickstart_runs()?;
             let text = fs::read_to_string(&record).unwrap_or_default();
             let set_up = serde_json::from_str::<serde_json::Value>(&text)
                 .ok()
@@ -175,12 +176,11 @@ impl Cluster {
 
     /// The API of one controller only.
     pub fn client_of(&self, controller: &str) -> anyhow::Result<Client> {
-        Ok(Client::new(&Options {
-            urls: vec![format!("http://127.0.0.1:{}", self.port(controller)?)],
-            token_file: None,
-            ca_file: None,
-            timeout: CALL,
-        })?)
+        let place = CONTROLLERS.iter().position(|known| *known == controller);
+        let address = place.and_then(|place| self.apis.get(place));
+        api(std::slice::from_ref(address.with_context(|| {
+            format!("there is no controller {controller}")
+        })?))
     }
 
     /// Runs a call to its end.
@@ -274,6 +274,41 @@ impl Drop for Cluster {
         self.interrupt();
         leftovers::remove(&self.root);
     }
+}
+
+fn api(addresses: &[String]) -> anyhow::Result<Client> {
+    Ok(Client::new(&Options {
+        urls: addresses
+            .iter()
+            .map(|address| format!("http://{address}"))
+            .collect(),
+        token_file: None,
+        ca_file: None,
+        timeout: CALL,
+    })?)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?)
+}
+
+/// Puts the programs where the cluster runs them from, and makes its directory.
+fn put_programs(root: &Path) -> anyhow::Result<PathBuf> {
+    let bin = root.join("bin");
+    fs::create_dir(&bin)?;
+    for name in PROGRAMS {
+        let built = built(name)?;
+        // The same file under another name: a build that runs meanwhile puts new files in their places.
+        fs::hard_link(&built, bin.join(name))
+            .or_else(|_| fs::copy(&built, bin.join(name)).map(drop))
+            .with_context(|| format!("copying {}", built.display()))?;
+    }
+    let dir = root.join("d");
+    fs::create_dir(&dir)?;
+    Ok(dir)
 }
 
 fn start_quickstart(root: &Path) -> anyhow::Result<Child> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rustix::process::Signal;
 
-use crate::process;
+use crate::{network, process};
 
 /// Not /tmp: that may be memory, and the replicas want O_DIRECT.
 const PLACE: &str = "/var/tmp";
@@ -41,6 +41,25 @@ pub fn sweep() {
             && process::is_gone(pid)
         {
             remove(&entry.path());
+        }
+    }
+    network::sweep();
+    forget_clocks();
+}
+
+/// What libfaketime shares between processes of one owner, and leaves when they are killed.
+fn forget_clocks() {
+    for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .strip_prefix("faketime_shm_")
+            .or_else(|| name.strip_prefix("sem.faketime_sem_"))
+            .and_then(|pid| pid.parse::<i32>().ok());
+        if let Some(pid) = owner
+            && process::is_gone(pid)
+        {
+            // Another test may sweep as well.
+            _ = fs::remove_file(entry.path());
         }
     }
 }

@@ -50,6 +50,11 @@ impl Ports {
         bail!("no {BLOCK} free ports in a row from {FIRST} on")
     }
 
+    /// The block's number, nobody else's either as long as it is held.
+    pub fn block(&self) -> u8 {
+        u8::try_from((self.first - FIRST) / BLOCK).unwrap_or(u8::MAX)
+    }
+
     /// One of them.
     pub fn get(&self, index: u16) -> u16 {
         self.first + index % BLOCK

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use stor_api::objects::NodeState;
 
-use super::{CLIENT, CONTROLLERS, Cluster, STORAGE, start_quickstart};
+use super::{CLIENT, CONTROLLERS, Cluster, SECOND, STORAGE, start_quickstart};
 use crate::{process, wait};
 
 /// A quickstart asked to end takes its devices down first.
@@ -77,11 +77,10 @@ impl Cluster {
 
     /// Starts the quickstart again after [`Cluster::end`].
     pub fn begin(&mut self) -> anyhow::Result<()> {
-        self.quickstart = start_quickstart(&self.root)?;
+        ensure!(self.network.is_none(), "no quickstart made this cluster");
+        self.quickstart = Some(start_quickstart(&self.root)?);
         wait::until(wait::LONG, "every daemon runs", || {
-            if let Some(status) = self.quickstart.try_wait()? {
-                bail!("storctl quickstart ended with {status}:\n{}", self.said());
-            }
+            self.quickstart_runs()?;
             let mut names = CONTROLLERS.iter().chain(&STORAGE).chain([&CLIENT]);
             Ok(names.all(|name| self.pid(name).is_some()))
         })?;
@@ -96,19 +95,32 @@ impl Cluster {
         fs::read_to_string(self.dir().join("log").join(format!("{name}.log"))).unwrap_or_default()
     }
 
+    /// An error with what it said when it does not.
+    pub(super) fn quickstart_runs(&mut self) -> anyhow::Result<()> {
+        let child = self.quickstart.as_mut().context("there is no quickstart")?;
+        if let Some(status) = child.try_wait()? {
+            bail!("storctl quickstart ended with {status}:\n{}", self.said());
+        }
+        Ok(())
+    }
+
+    /// Asks the quickstart to end; `false` when it had to be killed.
     pub(super) fn interrupt(&mut self) -> bool {
-        let pid = i32::try_from(self.quickstart.id()).ok().and_then(Pid::from_raw);
+        let Some(quickstart) = self.quickstart.as_mut() else {
+            return true;
+        };
+        let pid = i32::try_from(quickstart.id()).ok().and_then(Pid::from_raw);
         let start = Instant::now();
         if let Some(pid) = pid
-            && matches!(self.quickstart.try_wait(), Ok(None))
+            && matches!(quickstart.try_wait(), Ok(None))
         {
             // It may end this very moment.
             _ = kill_process(pid, Signal::INT);
         }
-        while matches!(self.quickstart.try_wait(), Ok(None)) {
+        while matches!(quickstart.try_wait(), Ok(None)) {
             if start.elapsed() > END {
-                _ = self.quickstart.kill();
-                _ = self.quickstart.wait();
+                _ = quickstart.kill();
+                _ = quickstart.wait();
                 return false;
             }
             thread::sleep(Duration::from_millis(20));
@@ -127,7 +139,7 @@ impl Cluster {
             .flatten();
         let mut paths: Vec<PathBuf> = logs.map(|entry| entry.path()).collect();
         paths.push(self.root.join("quickstart.log"));
-        for node in STORAGE.iter().chain([&CLIENT]) {
+        for node in STORAGE.iter().chain([&CLIENT, &SECOND]) {
             let engines = self.dir().join(node).join("engines");
             for engine in fs::read_dir(engines).into_iter().flatten().flatten() {
                 let log = engine.path().join("engine.log");
