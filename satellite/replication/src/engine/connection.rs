@@ -204,7 +204,8 @@ impl<P: Clone> Engine<P> {
         });
         if !self.is_member(replica) {
             self.abort_sync(now, replica, out);
-            if !member {
+            // Unless it may be a member by now, it owes nothing: what it was sent it gets by its next resync.
+            if self.joining() != Some(replica) {
                 self.write_off(now, replica, out);
             }
         }

@@ -60,6 +60,22 @@ fn the_order_holds_at_a_replica_that_catches_up() {
 }
 
 #[test]
+fn one_that_is_lost_while_it_joins_gives_its_bytes_back() {
+    let mut rig = Rig::new(row(&[A], &[B], 1), true, None);
+    // All is copied; its flush, before the addition is proposed, is not answered.
+    rig.run_if(3000, |sent| sent.replica == A || sent.header.kind != Kind::Flush);
+    assert_eq!(rig.waiting(Kind::Flush), [B], "it is not about to join");
+    rig.write(1, block(0));
+    rig.answer_if(|sent| sent.replica == A);
+    assert!(!rig.is_done(1), "answered without one that is about to join");
+    rig.lose(B);
+    assert!(rig.is_done(1));
+    rig.write(2, block(0));
+    rig.answer_if(|sent| sent.replica == A);
+    assert!(rig.is_done(2), "waits for a replica that is gone");
+}
+
+#[test]
 fn a_write_waits_for_a_copy_of_its_bytes() {
     let mut rig = Rig::new(row(&[A, B], &[], 1), true, None);
     rig.dirty.insert(A, 1);
