@@ -5,6 +5,8 @@
 pub mod block;
 pub mod clients;
 pub mod cluster;
+pub mod database;
+pub mod filesystem;
 pub mod history;
 pub mod http;
 pub mod leftovers;
