@@ -1,5 +1,6 @@
 //! One round: a volume of its own, a crowd on it, faults by a schedule, everything good again, and the judgement.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -46,6 +47,8 @@ pub struct Report {
     pub reconnects: u64,
     /// The longest wait for an answer.
     pub longest: Duration,
+    /// Replicas that left the in-sync set, by reason.
+    pub removals: BTreeMap<String, u32>,
     /// From the end of the faults until every replica was in sync.
     pub healed: Duration,
 }
@@ -56,13 +59,14 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} faults, {} take-overs; {} requests answered, {} reconnects, longest wait {:.1} s; {operations} operations \
-             on blocks ({unknown} of unknown fate, at most {most} on one), all linearizable; in sync {:.1} s after the \
-             last fault, copies equal",
+             on blocks ({unknown} of unknown fate, at most {most} on one), all linearizable; replicas removed {:?}; in \
+             sync {:.1} s after the last fault, copies equal",
             self.faults,
             self.taken_over,
             self.answered,
             self.reconnects,
             self.longest.as_secs_f32(),
+            self.removals,
             self.healed.as_secs_f32()
         )
     }
@@ -97,6 +101,7 @@ impl Round {
         judge(cluster, volume, &crowd, &mut done, hand.node())
             .with_context(|| format!("seed {}", self.seed))?;
         cluster.wait_healthy()?;
+        let removals = removals(cluster, &name)?;
         cluster.run(cluster.client().delete_volume(&name, false))?;
         Ok(Report {
             faults: hand.faults,
@@ -105,9 +110,25 @@ impl Round {
             operations: done.record.counts(),
             reconnects: done.reconnects,
             longest: done.longest,
+            removals,
             healed,
         })
     }
+}
+
+/// Why replicas of a volume left its in-sync set, and how often.
+fn removals(cluster: &Cluster, name: &str) -> anyhow::Result<BTreeMap<String, u32>> {
+    let mut reasons = BTreeMap::new();
+    let object = format!("volume/{name}");
+    for event in cluster.run(cluster.client().events(0))? {
+        if event.kind == "replica-removed" && event.object == object {
+            let reason = event.message.rsplit(": ").next().unwrap_or_default();
+            *reasons
+                .entry(reason.trim_end_matches('.').to_owned())
+                .or_default() += 1;
+        }
+    }
+    Ok(reasons)
 }
 
 /// What the volume shows, what each copy's file holds, and all that was ever answered must be of one history.
