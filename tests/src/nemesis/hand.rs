@@ -183,6 +183,11 @@ impl<'a> Hand<'a> {
                 self.begin_taking_over();
                 Ok(())
             }
+            Fault::TakeOverSplit(number) => {
+                self.cut(Partition::Halves(number), until)?;
+                self.begin_taking_over();
+                Ok(())
+            }
             Fault::TakeOverAsleep => {
                 for pid in [self.pids(Victim::Agent), self.pids(Victim::Engine)].concat() {
                     self.pause(pid, until);
@@ -329,7 +334,7 @@ fn machine(number: u8) -> Vec<String> {
 }
 
 /// What a partition drops, when the volume is used on `client`.
-fn cuts(partition: Partition, client: &str, all: &[&str]) -> Vec<Cut> {
+pub fn cuts(partition: Partition, client: &str, all: &[&str]) -> Vec<Cut> {
     let of = |number: u8| machine_of(&storage(number));
     let controllers: Vec<String> = (1..=3).map(of).collect();
     match partition {
@@ -353,7 +358,7 @@ fn cuts(partition: Partition, client: &str, all: &[&str]) -> Vec<Cut> {
             .collect(),
         Partition::Halves(number) => {
             let inside = [of(number), client.to_owned()];
-            let outside = controllers.iter().filter(|other| !inside.contains(other));
+            let outside = all.iter().filter(|other| !inside.iter().any(|one| one == *other));
             outside
                 .flat_map(|other| inside.iter().flat_map(|one| both_ways(one, other, Traffic::All)))
                 .collect()

@@ -7,6 +7,6 @@ mod hand;
 mod round;
 mod schedule;
 
-pub use hand::Hand;
-pub use round::{Report, Round};
+pub use hand::{Hand, cuts};
+pub use round::{Report, Round, Stage};
 pub use schedule::{Fault, Partition, Step, Victim, schedule};

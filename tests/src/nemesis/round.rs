@@ -1,4 +1,5 @@
-//! One round: a volume of its own, a crowd on it, faults by a schedule, everything good again, and the judgement.
+//! A stage: a volume of its own with a crowd on it, and the judgement at its end. A round: faults on a stage by a
+//! schedule.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -86,23 +87,17 @@ impl Round {
             1 => &["s1", "s2"],
             _ => &["s2", "s3"],
         };
-        let name = format!("r{}", self.number);
-        let volume = Volume::create(cluster, &name, SIZE, nodes)?;
-        let crowd = Crowd::new(self.number + 1, SIZE);
-        crowd.serve(&volume.attach_socket()?)?;
-        crowd.wait_for(SOME)?;
-        let mut hand = Hand::new(cluster, volume, &crowd)?;
+        let stage = Stage::set(cluster, self.number, nodes)?;
+        let mut hand = Hand::new(cluster, stage.volume(), &stage.crowd)?;
         hand.play(&steps)?;
         let healed = Instant::now();
-        volume.wait_in_sync()?;
+        stage.volume().wait_in_sync()?;
         let healed = healed.elapsed();
-        crowd.wait_for(SOME)?;
-        let mut done = crowd.stop()?;
-        judge(cluster, volume, &crowd, &mut done, hand.node())
+        let done = stage
+            .end(hand.node())
             .with_context(|| format!("seed {}", self.seed))?;
-        cluster.wait_healthy()?;
-        let removals = removals(cluster, &name)?;
-        cluster.run(cluster.client().delete_volume(&name, false))?;
+        let removals = removals(cluster, &stage.name)?;
+        cluster.run(cluster.client().delete_volume(&stage.name, false))?;
         Ok(Report {
             faults: hand.faults,
             taken_over: hand.taken_over,
@@ -131,35 +126,61 @@ fn removals(cluster: &Cluster, name: &str) -> anyhow::Result<BTreeMap<String, u3
     Ok(reasons)
 }
 
-/// What the volume shows, what each copy's file holds, and all that was ever answered must be of one history.
-fn judge(
-    cluster: &Cluster,
-    volume: Volume<'_>,
-    crowd: &Crowd,
-    done: &mut Done,
-    node: &str,
-) -> anyhow::Result<()> {
-    let mut open = volume.medium(&volume.wait_attached(node)?)?.open()?;
-    crowd.read_all(&mut done.record, LAST_LOOK, |offset, into| {
-        Ok(open.read(offset, into)?)
-    })?;
-    drop(open);
-    volume.detach(node)?;
-    volume.copies_are_equal()?;
-    for (client, replica) in (LAST_LOOK + 1..).zip(volume.shown()?.replicas) {
-        let (data, _) = volume.files(&replica.node)?;
-        let file = File::open(&data)?;
-        let length = file.metadata()?.len();
-        crowd
-            .read_all(&mut done.record, client, |offset, into| {
+/// A volume that is used by a crowd.
+#[derive(Debug)]
+pub struct Stage<'a> {
+    cluster: &'a Cluster,
+    name: String,
+    /// Its users.
+    pub crowd: Crowd,
+}
+
+impl<'a> Stage<'a> {
+    /// Makes the volume on these nodes, attaches it on the first client, and lets the crowd begin.
+    pub fn set(cluster: &'a Cluster, number: u16, nodes: &[&str]) -> anyhow::Result<Self> {
+        let name = format!("r{number}");
+        let volume = Volume::create(cluster, &name, SIZE, nodes)?;
+        let crowd = Crowd::new(number + 1, SIZE);
+        crowd.serve(&volume.attach_socket()?)?;
+        crowd.wait_for(SOME)?;
+        Ok(Self { cluster, name, crowd })
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> Volume<'_> {
+        Volume::of(self.cluster, &self.name)
+    }
+
+    /// Everything is good again, and the volume used on `node`: it has to serve and come in sync, and what it
+    /// shows, what each copy's file holds and all that was ever answered have to be of one history.
+    pub fn end(&self, node: &str) -> anyhow::Result<Done> {
+        let volume = self.volume();
+        volume.wait_in_sync()?;
+        self.crowd.wait_for(SOME)?;
+        let mut done = self.crowd.stop()?;
+        let (crowd, record) = (&self.crowd, &mut done.record);
+        let mut open = volume.medium(&volume.wait_attached(node)?)?.open()?;
+        crowd.read_all(record, LAST_LOOK, |offset, into| Ok(open.read(offset, into)?))?;
+        drop(open);
+        volume.detach(node)?;
+        for (client, replica) in (LAST_LOOK + 1..).zip(volume.shown()?.replicas) {
+            let (data, _) = volume.files(&replica.node)?;
+            let file = File::open(&data)?;
+            let length = file.metadata()?.len();
+            let read = |offset: u64, into: &mut [u8]| {
                 let left = usize::try_from(length.saturating_sub(offset))?.min(into.len());
                 Ok(file.read_exact_at(into.get_mut(..left).unwrap_or_default(), offset)?)
-            })
-            .with_context(|| format!("the copy on {}", replica.node))?;
+            };
+            crowd
+                .read_all(record, client, read)
+                .with_context(|| format!("the copy on {}", replica.node))?;
+        }
+        let file = format!("stor-tests-history-{}-{}", std::process::id(), self.name);
+        let (operations, ..) = record.counts();
+        ensure!(operations > 0, "nothing was done");
+        record.check(&std::env::temp_dir().join(file))?;
+        volume.copies_are_equal()?;
+        self.cluster.wait_healthy()?;
+        Ok(done)
     }
-    let (operations, ..) = done.record.counts();
-    ensure!(operations > 0, "nothing was done");
-    let name = format!("stor-tests-history-{}-{}", std::process::id(), volume.name);
-    done.record.check(&std::env::temp_dir().join(name))?;
-    cluster.network()?.heal_all()
 }

@@ -49,7 +49,7 @@ pub enum Partition {
     Data(u8),
     /// No machine's controller reaches another.
     Controllers,
-    /// One machine and the client from the other two.
+    /// One machine and the client reach each other and nobody else.
     Halves(u8),
 }
 
@@ -74,6 +74,9 @@ pub enum Fault {
     TakeOver,
     /// Another node takes the volume by force, while its engine and agent are stopped.
     TakeOverAsleep,
+    /// Another node takes the volume by force, while its node and one machine reach each other and nobody else. It
+    /// lasts until the new engine does without that machine's replica.
+    TakeOverSplit(u8),
 }
 
 impl fmt::Display for Fault {
@@ -101,7 +104,11 @@ impl fmt::Display for Step {
 }
 
 /// Kinds of a deck.
-const KINDS: u64 = 22;
+const KINDS: u64 = 23;
+/// The last of them.
+const SPLIT: u64 = KINDS - 1;
+/// A new engine waits half a minute for replicas that may have what nobody else has.
+const SPLIT_LASTS: Duration = Duration::from_secs(38);
 
 /// Faults for `length`, from a seed.
 pub fn schedule(seed: u64, length: Duration) -> Vec<Step> {
@@ -114,7 +121,13 @@ pub fn schedule(seed: u64, length: Duration) -> Vec<Step> {
             deck = dice.shuffled(KINDS);
             continue;
         };
-        let lasts = Duration::from_millis(1500 + dice.roll(5000));
+        if kind == SPLIT && length.saturating_sub(at) < 2 * SPLIT_LASTS {
+            continue;
+        }
+        let lasts = match kind {
+            SPLIT => SPLIT_LASTS,
+            _ => Duration::from_millis(1500 + dice.roll(5000)),
+        };
         let fault = fault(kind, &mut dice);
         steps.push(Step { at, lasts, fault });
         at += Duration::from_millis(800 + dice.roll(4200));
@@ -156,6 +169,7 @@ fn fault(kind: u64, dice: &mut Dice) -> Fault {
         18 => Fault::WallClock(machine, dice.jump()),
         19 => Fault::BootClock(machine, dice.jump().abs()),
         20 => Fault::Rolling,
+        SPLIT => Fault::TakeOverSplit(machine),
         _ if outward => Fault::TakeOver,
         _ => Fault::TakeOverAsleep,
     }

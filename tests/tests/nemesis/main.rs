@@ -5,6 +5,8 @@
 
 #![allow(clippy::print_stdout)]
 
+mod split;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
