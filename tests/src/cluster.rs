@@ -77,9 +77,14 @@ fn on(mut cluster: Cluster, test: impl FnOnce(&mut Cluster) -> anyhow::Result<()
 impl Cluster {
     /// Starts one and waits until it is healthy.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_prepared(|_| Ok(()))
+    }
+
+    /// Starts one in a directory that `prepare` has put something into or under.
+    pub fn start_prepared(prepare: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         leftovers::sweep();
         let root = leftovers::new_root()?;
-        match Self::start_in(root.clone()) {
+        match Self::start_in(root.clone(), prepare) {
             Ok(cluster) => Ok(cluster),
             Err(error) => {
                 leftovers::remove(&root);
@@ -88,8 +93,9 @@ impl Cluster {
         }
     }
 
-    fn start_in(root: PathBuf) -> anyhow::Result<Self> {
+    fn start_in(root: PathBuf, prepare: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let dir = put_programs(&root)?;
+        prepare(&dir)?;
         let ports = Ports::take()?;
         let record = json!({
             "version": 1,

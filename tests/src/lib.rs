@@ -10,6 +10,7 @@ pub mod filesystem;
 pub mod history;
 pub mod http;
 pub mod leftovers;
+pub mod lossy;
 pub mod maps;
 pub mod medium;
 pub mod nbd;

@@ -21,6 +21,12 @@ const MAX_REPLIES: usize = 32;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const FLUSH: u16 = 3;
+const ZEROES: u16 = 6;
+
+/// The request is durable when it is answered.
+pub const FUA: u16 = 1;
+/// Zeroes keep their space.
+pub const NO_HOLE: u16 = 2;
 
 /// A request that was not done.
 #[derive(Debug)]
@@ -101,7 +107,19 @@ impl Nbd {
 
     /// Writes.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
-        self.send(WRITE, offset, bytes.len(), bytes)
+        self.write_with(0, offset, bytes)
+    }
+
+    /// Writes, with flags.
+    pub fn write_with(&mut self, flags: u16, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+        self.send_with(flags, WRITE, offset, bytes.len(), bytes)
+            .map_err(Failure::Lost)?;
+        self.receive(&mut [])
+    }
+
+    /// Writes zeroes, with flags.
+    pub fn zero_with(&mut self, flags: u16, offset: u64, length: usize) -> Result<(), Failure> {
+        self.send_with(flags, ZEROES, offset, length, &[])
             .map_err(Failure::Lost)?;
         self.receive(&mut [])
     }
@@ -129,10 +147,14 @@ impl Nbd {
     }
 
     fn send(&mut self, kind: u16, offset: u64, length: usize, out: &[u8]) -> io::Result<()> {
+        self.send_with(0, kind, offset, length, out)
+    }
+
+    fn send_with(&mut self, flags: u16, kind: u16, offset: u64, length: usize, out: &[u8]) -> io::Result<()> {
         self.handle += 1;
         let mut request = Vec::with_capacity(28 + out.len());
         request.extend_from_slice(&REQUEST_MAGIC.to_be_bytes());
-        request.extend_from_slice(&0_u16.to_be_bytes());
+        request.extend_from_slice(&flags.to_be_bytes());
         request.extend_from_slice(&kind.to_be_bytes());
         request.extend_from_slice(&self.handle.to_be_bytes());
         request.extend_from_slice(&offset.to_be_bytes());

@@ -128,7 +128,8 @@ impl Cluster {
         true
     }
 
-    pub(super) fn keep_logs(&self) {
+    /// Keeps the logs for whoever wants to know why a test failed.
+    pub fn keep_logs(&self) {
         let name = thread::current().name().unwrap_or("test").replace("::", "-");
         let to = std::env::temp_dir().join("stor-tests-failed").join(name);
         _ = fs::remove_dir_all(&to);
