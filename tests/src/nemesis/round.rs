@@ -115,12 +115,18 @@ impl Round {
 fn removals(cluster: &Cluster, name: &str) -> anyhow::Result<BTreeMap<String, u32>> {
     let mut reasons = BTreeMap::new();
     let object = format!("volume/{name}");
-    for event in cluster.run(cluster.client().events(0))? {
-        if event.kind == "replica-removed" && event.object == object {
-            let reason = event.message.rsplit(": ").next().unwrap_or_default();
-            *reasons
-                .entry(reason.trim_end_matches('.').to_owned())
-                .or_default() += 1;
+    let mut after = 0;
+    loop {
+        let events = cluster.run(cluster.client().events(after))?;
+        let Some(last) = events.last() else { break };
+        after = last.seq;
+        for event in events {
+            if event.kind == "replica-removed" && event.object == object {
+                let reason = event.message.rsplit(": ").next().unwrap_or_default();
+                *reasons
+                    .entry(reason.trim_end_matches('.').to_owned())
+                    .or_default() += 1;
+            }
         }
     }
     Ok(reasons)

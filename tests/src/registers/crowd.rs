@@ -7,6 +7,7 @@
 //!
 //! Requests wait without a deadline. The longest waits are told, never judged.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -21,7 +22,12 @@ use crate::nbd::{Cutter, Failure};
 use crate::wait;
 
 /// Clients of each attachment.
-const CLIENTS: usize = 5;
+const CLIENTS: usize = 6;
+/// Those of them that only read, and nothing that another is just writing: their reads would wait for it. When an
+/// engine can't write any more, they go on to ask what it takes for true.
+const READERS: usize = 2;
+/// Times a reader looks for something nobody is writing.
+const LOOKS: usize = 20;
 /// Blocks that are fought for at a time.
 const WINDOW: u64 = 24;
 /// Until the window moves on by half its size.
@@ -75,12 +81,15 @@ impl Shared {
     }
 }
 
+/// For each client of an attachment, since when it waits for an answer, and the blocks that is about.
+type Waiting = Arc<Mutex<Vec<Option<(Instant, Range<u64>)>>>>;
+
 /// The clients of one attachment.
 #[derive(Debug)]
 struct Group {
     /// Another attachment takes its place, or is about to: whatever fails it now is right.
     superseded: Arc<AtomicBool>,
-    waiting: Arc<Mutex<Vec<Option<Instant>>>>,
+    waiting: Waiting,
     cutters: Arc<Mutex<Vec<Option<Cutter>>>>,
     threads: Vec<JoinHandle<Record>>,
 }
@@ -190,7 +199,7 @@ impl Crowd {
         let groups = self.groups();
         let present = groups.iter().filter(|g| !g.superseded.load(Ordering::SeqCst));
         let waiting = present.flat_map(|g| g.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        waiting.flatten().min()
+        waiting.flatten().map(|(since, _)| since).min()
     }
 
     /// Ends it after the requests under way. None of those of the present attachment may stay without an answer;
@@ -293,7 +302,7 @@ fn value(volume: u16, block: u64, bytes: &[u8]) -> anyhow::Result<u64> {
 struct Client {
     shared: Arc<Shared>,
     superseded: Arc<AtomicBool>,
-    waiting: Arc<Mutex<Vec<Option<Instant>>>>,
+    waiting: Waiting,
     cutters: Arc<Mutex<Vec<Option<Cutter>>>>,
     place: usize,
     number: u16,
@@ -365,11 +374,38 @@ impl Client {
         (self.random >> 9) % below.max(1)
     }
 
-    /// Blocks of the next request: in the window mostly, sometimes anywhere behind it.
-    fn blocks(&mut self) -> std::ops::Range<u64> {
+    fn only_reads(&self) -> bool {
+        self.place >= CLIENTS - READERS
+    }
+
+    /// What a reader asks for: anything that was ever written and that nobody writes just now.
+    fn quiet_block(&mut self) -> Range<u64> {
+        let mut block = 0;
+        for _ in 0..LOOKS {
+            let end = self.window() + WINDOW;
+            block = self.random(end);
+            let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if !waiting
+                .iter()
+                .flatten()
+                .any(|(_, blocks)| blocks.contains(&block))
+            {
+                break;
+            }
+        }
+        block..block + 1
+    }
+
+    /// The first block of the window.
+    fn window(&self) -> u64 {
         let moves = u64::try_from(self.shared.started.elapsed().as_millis() / MOVES.as_millis()).unwrap_or(0);
         let all = self.shared.blocks.saturating_sub(WINDOW + MOST).max(1);
-        let window = moves * (WINDOW / 2) % all;
+        moves * (WINDOW / 2) % all
+    }
+
+    /// Blocks of the next request: in the window mostly, sometimes anywhere behind it.
+    fn blocks(&mut self) -> Range<u64> {
+        let window = self.window();
         let first = match self.random(5) {
             0 => self.random(window + 1),
             _ => window + self.random(WINDOW),
@@ -383,10 +419,13 @@ impl Client {
 
     /// The inner error: it was not done, or nobody knows. The outer one: it was, and the volume is wrong.
     fn request(&mut self, open: &mut Open) -> anyhow::Result<Result<(), Failure>> {
-        let blocks = self.blocks();
-        let what = self.random(20);
+        let (blocks, what) = if self.only_reads() {
+            (self.quiet_block(), 1)
+        } else {
+            (self.blocks(), self.random(20))
+        };
         let since = Instant::now();
-        self.wait(Some(since));
+        self.wait(Some((since, blocks.clone())));
         let done = match what {
             0 => Ok(open.flush()),
             1..9 => self.read(open, blocks),
@@ -400,14 +439,14 @@ impl Client {
         done
     }
 
-    fn wait(&self, since: Option<Instant>) {
+    fn wait(&self, since: Option<(Instant, Range<u64>)>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = waiting.get_mut(self.place) {
             *place = since;
         }
     }
 
-    fn read(&mut self, open: &mut Open, blocks: std::ops::Range<u64>) -> anyhow::Result<Result<(), Failure>> {
+    fn read(&mut self, open: &mut Open, blocks: Range<u64>) -> anyhow::Result<Result<(), Failure>> {
         let mut bytes = vec![0; usize::try_from(blocks.end - blocks.start)? * BLOCK];
         let begun = self.shared.now();
         if let Err(failure) = open.read(blocks.start * BLOCK as u64, &mut bytes) {
@@ -431,7 +470,7 @@ impl Client {
         Ok(Ok(()))
     }
 
-    fn write(&mut self, open: &mut Open, blocks: std::ops::Range<u64>) -> Result<(), Failure> {
+    fn write(&mut self, open: &mut Open, blocks: Range<u64>) -> Result<(), Failure> {
         let mut bytes = Vec::new();
         let mut values = Vec::new();
         for block in blocks.clone() {
