@@ -35,27 +35,34 @@ impl<P: Clone> Engine<P> {
                     peer.heard = now;
                     out.push(Command::Connect { replica, link });
                 }
-                Link::Opening { link, .. } if now.since(peer.heard) > REQUEST_DEADLINE => {
+                Link::Connecting { link, .. } if now.since(peer.heard) >= SILENCE => {
                     out.push(Command::Disconnect { replica, link });
                     self.link_down(now, replica, out);
                 }
-                Link::Connecting { link, .. } if now.since(peer.heard) > SILENCE => {
-                    out.push(Command::Disconnect { replica, link });
-                    self.link_down(now, replica, out);
+                Link::Opening {
+                    link, made, alive, ..
+                } => {
+                    let late = now.since(made) > REQUEST_DEADLINE;
+                    let silent = peer.silent_at();
+                    if late || silent.is_some_and(|at| at <= now) {
+                        out.push(Command::Disconnect { replica, link });
+                        self.link_down(now, replica, out);
+                    } else if silent.is_none() && (!alive || now.since(peer.heard) >= IDLE_TICK) {
+                        self.send(now, replica, Message::plain(Kind::Ping), Purpose::Knock, out);
+                    }
                 }
-                Link::Down { .. } | Link::Opening { .. } | Link::Connecting { .. } => {}
+                Link::Down { .. } | Link::Connecting { .. } => {}
                 Link::Open { link } => {
                     let late = peer
                         .sent
                         .values()
                         .any(|sent| now.since(sent.at) > REQUEST_DEADLINE);
-                    let pinged = peer.sent.values().any(|sent| sent.purpose == Purpose::Ping);
-                    let quiet = now.since(peer.heard);
-                    if late || (pinged && quiet > SILENCE) {
+                    let silent = peer.silent_at();
+                    if late || silent.is_some_and(|at| at <= now) {
                         peer.fault = late.then_some(EjectReason::TimedOut).or(peer.fault);
                         out.push(Command::Disconnect { replica, link });
                         self.link_down(now, replica, out);
-                    } else if quiet >= IDLE_TICK && !pinged {
+                    } else if silent.is_none() && now.since(peer.heard) >= IDLE_TICK {
                         self.ping(now, replica, out);
                     }
                 }
@@ -82,7 +89,13 @@ impl<P: Clone> Engine<P> {
             return;
         };
         if expected == link {
-            peer.link = Link::Opening { link, since };
+            peer.link = Link::Opening {
+                link,
+                since,
+                made: now,
+                alive: false,
+            };
+            peer.heard = now;
             let flags = if member { flags::MEMBER } else { 0 };
             self.send(
                 now,

@@ -25,6 +25,9 @@ pub(super) enum Purpose {
     Sync(ReplicaId),
     /// Nothing follows from the answer but a lease.
     Ping,
+    /// Asked before the promise is given: nothing follows from the answer, whatever it is, but that the
+    /// replica lives.
+    Knock,
 }
 
 impl Purpose {
@@ -101,7 +104,7 @@ impl<P: Clone> Engine<P> {
             at: now,
             covers: peer.acked,
         };
-        let opens = sent.purpose == Purpose::Open;
+        let opens = matches!(sent.purpose, Purpose::Open | Purpose::Knock);
         let ready = match peer.link {
             Link::Open { link } => Some(link),
             Link::Opening { link, .. } if opens => Some(link),
@@ -171,6 +174,12 @@ impl<P: Clone> Engine<P> {
         if sent.kind != header.kind {
             return;
         }
+        if let Link::Opening { alive, .. } = &mut peer.link {
+            *alive = true;
+        }
+        if sent.purpose == Purpose::Knock && header.status != Status::Fenced {
+            return;
+        }
         match header.status {
             Status::Ok => {
                 //= docs/replication.md#R6
@@ -218,7 +227,7 @@ impl<P: Clone> Engine<P> {
             Purpose::Copy(copy) => self.copy_answered(now, replica, copy, body, out),
             Purpose::DirtyMap(from) => self.dirty_words(now, replica, from, body.bytes(), out),
             Purpose::Sync(_) => self.sync_answered(now, replica, sent, Status::Ok, body.bytes(), out),
-            Purpose::Ping => {}
+            Purpose::Ping | Purpose::Knock => {}
         }
         // A joining replica moves on when it has answered what came before.
         self.stirred |= self.peers.get(&replica).is_some_and(|peer| peer.sync.is_some());

@@ -57,9 +57,10 @@ pub use state::{Counters, FailReason, Progress, State};
 pub const UNREACHABLE_AFTER: Duration = Duration::from_millis(500);
 /// How long a new engine waits for members that do not answer, after an unclean end (R5).
 pub const START_GRACE: Duration = Duration::from_secs(30);
-/// A request older than this removes its replica (slow disk, hung machine).
+/// A request older than this removes its replica, though it shows life (slow disk).
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
-/// A connection on which nothing came for this long, though asked, is lost.
+/// A connection on which nothing came for this long, though asked, is lost, whatever else is under way on it
+/// (stopped process, machine or network that is gone without a word).
 pub const SILENCE: Duration = Duration::from_secs(3);
 /// How often the engine looks at its timers while something moves.
 const TICK: Duration = Duration::from_millis(50);
@@ -264,7 +265,10 @@ impl<P: Clone> Engine<P> {
         let state = self.state(now);
         let busy =
             state != State::Serving || self.peers.values().any(Peer::is_moving) || !self.copies.is_empty();
-        self.advance_at = now + if busy { TICK } else { IDLE_TICK };
+        let silent = self.peers.values().filter_map(Peer::silent_at).min();
+        let next = now + if busy { TICK } else { IDLE_TICK };
+        // Who is silent is let go at that very moment: writers wait for it.
+        self.advance_at = silent.map_or(next, |at| at.clamp(now, next));
         if self.told.as_ref() != Some(&state) {
             self.told = Some(state);
             out.push(Command::StateChanged);

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::connection::RECONNECT_FIRST;
-use super::message::Sent;
+use super::message::{Purpose, Sent};
 use super::resync::Sync;
-use super::{Command, LinkId, REQUEST_DEADLINE};
+use super::{Command, LinkId, REQUEST_DEADLINE, SILENCE, UNREACHABLE_AFTER};
 use crate::catalogue::EjectReason;
 use crate::ids::{CacheId, Epoch, OpId, ReplicaId};
 use crate::info::Info;
@@ -28,7 +28,12 @@ pub(super) enum Link {
     /// Waits for the promise.
     Opening {
         link: LinkId,
+        /// As for the others: when it was last of use.
         since: Time,
+        /// When the connection was made.
+        made: Time,
+        /// It has answered something on this connection: somebody is there and considers the promise.
+        alive: bool,
     },
     Open {
         link: LinkId,
@@ -143,14 +148,26 @@ impl<P> Peer<P> {
         !self.is_open() || self.sync.is_some() || self.fault.is_some()
     }
 
-    /// It can't be reached for `grace`. A replica that was reached and considers its promise is not away:
-    /// it waits for I/O or a lease of an older epoch to end.
+    /// It can't be reached for `grace`. A replica that considers its promise is not away: it waits for I/O or
+    /// a lease of an older epoch to end. A connection alone does not say that it does: the kernel makes those
+    /// for a process that is stopped, too.
     pub(super) fn is_away(&self, now: Time, grace: Duration) -> bool {
         match self.link {
             Link::Down { since, .. } | Link::Connecting { since, .. } => now.since(since) >= grace,
-            Link::Opening { .. } => now.since(self.heard) >= REQUEST_DEADLINE,
+            Link::Opening {
+                made, alive: true, ..
+            } => now.since(made) >= REQUEST_DEADLINE,
+            Link::Opening { since, made, .. } => {
+                now.since(since) >= grace && now.since(made) >= UNREACHABLE_AFTER
+            }
             Link::Open { .. } => false,
         }
+    }
+
+    /// When it is lost, if it goes on being silent though asked.
+    pub(super) fn silent_at(&self) -> Option<Time> {
+        let asked = |sent: &Sent<P>| matches!(sent.purpose, Purpose::Ping | Purpose::Knock);
+        self.sent.values().any(asked).then(|| self.heard + SILENCE)
     }
 
     /// Since when it can't be reached.

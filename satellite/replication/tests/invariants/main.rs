@@ -26,4 +26,5 @@ mod r7_dirty_before_write;
 mod r8_repair_before_reply;
 mod r9_lost_cache;
 mod rules;
+mod silence;
 mod steps;
