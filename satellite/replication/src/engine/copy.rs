@@ -56,6 +56,8 @@ pub(super) struct CopyJob {
     acked: u16,
     /// Bits of the replicas that could not read it.
     failed: u16,
+    /// A member lost what it had not flushed since this began, maybe parts of this: the range is as unequal as before.
+    pub(super) void: bool,
 }
 
 impl CopyJob {
@@ -109,6 +111,7 @@ impl<P: Clone> Engine<P> {
             targets: 0,
             acked: 0,
             failed: 0,
+            void: false,
         };
         self.copies.insert(id, job);
         if self.locks.acquire(Holder::Copy(id), range, true) {
@@ -229,6 +232,8 @@ impl<P: Clone> Engine<P> {
             return;
         };
         match job.reason {
+            //= docs/replication.md#R9
+            Reason::Repair if job.void => {}
             Reason::Repair => {
                 self.counters.repaired_bytes += job.range.len;
                 self.unequal.clear_range(job.range.blocks());

@@ -133,6 +133,7 @@ impl<P: Clone> Engine<P> {
             self.unequal = Bitmap::new(self.blocks());
         }
         self.unequal.or(&regions.regions_to_blocks(self.blocks()));
+        self.copies.values_mut().for_each(|job| job.void = true);
         self.source = None;
         self.repair_at = now;
         self.stirred = true;

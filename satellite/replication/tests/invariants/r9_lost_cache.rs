@@ -5,7 +5,7 @@ use stor_replication::catalogue::{Change, EjectReason};
 use stor_replication::engine::Request;
 use stor_replication::wire::Kind;
 
-use crate::bench::{A, B, Rig, block, cache, row, view};
+use crate::bench::{A, B, C, Rig, block, cache, row, view};
 
 fn rebooted(rig: &mut Rig, replica: stor_replication::ids::ReplicaId) {
     rig.lose(replica);
@@ -75,4 +75,35 @@ fn when_the_set_may_not_shrink_it_is_made_good_from_another() {
         "the region was not copied to it"
     );
     assert_eq!(rig.engine.unequal_bytes(), 0);
+}
+
+#[test]
+fn a_copy_under_way_does_not_vouch_for_what_the_member_lost_of_it() {
+    let mut rig = Rig::new(row(&[A, B, C], &[], 3), true, None);
+    rig.dirty.insert(A, 1);
+    rig.run_if(200, |sent| sent.header.kind != Kind::Write);
+    // Two members are being written to: one has it all, and loses it before the other has.
+    let victim = rig.waiting(Kind::Write)[0];
+    let of_victim = |sent: &crate::bench::Sent| sent.replica == victim;
+    rig.answer_if(of_victim);
+    rig.lose(victim);
+    let info = rig.info.get_mut(&victim).unwrap();
+    info.cache = cache(9);
+    info.cache_kept = false;
+    rig.back(victim);
+    rig.run_if(200, |sent| sent.header.kind != Kind::Write);
+    let mut again = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        rig.run_if(10, |sent| !(of_victim(sent) && sent.header.kind == Kind::Write));
+        again.extend(
+            rig.sent
+                .iter()
+                .filter(|sent| of_victim(sent))
+                .map(|sent| sent.header.offset),
+        );
+        rig.answer_if(of_victim);
+    }
+    assert_eq!(rig.engine.unequal_bytes(), 0);
+    let all = [0, 256 << 10, 512 << 10, 768 << 10];
+    assert!(all.iter().all(|at| again.contains(at)), "copied again: {again:?}");
 }
