@@ -71,6 +71,14 @@ impl Open {
         }
     }
 
+    /// Makes zeroes of a range, by a discard or not. Of sockets only.
+    pub fn zero(&mut self, offset: u64, length: usize, trim: bool) -> Result<(), Failure> {
+        match self {
+            Self::Socket(nbd) => nbd.zero(offset, length, trim),
+            Self::Device(..) => Err(Failure::Refused(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
     /// Makes durable what was written.
     pub fn flush(&mut self) -> Result<(), Failure> {
         match self {

@@ -21,6 +21,8 @@ const MAX_REPLIES: usize = 32;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const FLUSH: u16 = 3;
+const TRIM: u16 = 4;
+const WRITE_ZEROES: u16 = 6;
 const ZEROES: u16 = 6;
 
 /// The request is durable when it is answered.
@@ -133,6 +135,13 @@ impl Nbd {
     /// Makes durable what was written.
     pub fn flush(&mut self) -> Result<(), Failure> {
         self.send(FLUSH, 0, 0, &[]).map_err(Failure::Lost)?;
+        self.receive(&mut [])
+    }
+
+    /// Makes zeroes of a range, and gives its room back if the server likes (`WRITE_ZEROES`), or asks it to (`TRIM`).
+    pub fn zero(&mut self, offset: u64, length: usize, trim: bool) -> Result<(), Failure> {
+        let kind = if trim { TRIM } else { WRITE_ZEROES };
+        self.send(kind, offset, length, &[]).map_err(Failure::Lost)?;
         self.receive(&mut [])
     }
 

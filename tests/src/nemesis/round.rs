@@ -115,18 +115,12 @@ impl Round {
 fn removals(cluster: &Cluster, name: &str) -> anyhow::Result<BTreeMap<String, u32>> {
     let mut reasons = BTreeMap::new();
     let object = format!("volume/{name}");
-    let mut after = 0;
-    loop {
-        let events = cluster.run(cluster.client().events(after))?;
-        let Some(last) = events.last() else { break };
-        after = last.seq;
-        for event in events {
-            if event.kind == "replica-removed" && event.object == object {
-                let reason = event.message.rsplit(": ").next().unwrap_or_default();
-                *reasons
-                    .entry(reason.trim_end_matches('.').to_owned())
-                    .or_default() += 1;
-            }
+    for event in cluster.run(cluster.client().events(0))? {
+        if event.kind == "replica-removed" && event.object == object {
+            let reason = event.message.rsplit(": ").next().unwrap_or_default();
+            *reasons
+                .entry(reason.trim_end_matches('.').to_owned())
+                .or_default() += 1;
         }
     }
     Ok(reasons)
@@ -169,6 +163,8 @@ impl<'a> Stage<'a> {
         crowd.read_all(record, LAST_LOOK, |offset, into| Ok(open.read(offset, into)?))?;
         drop(open);
         volume.detach(node)?;
+        // A removal that was asked for while nobody led may have been decided only now: then it comes back first.
+        volume.wait_in_sync()?;
         for (client, replica) in (LAST_LOOK + 1..).zip(volume.shown()?.replicas) {
             let (data, _) = volume.files(&replica.node)?;
             let file = File::open(&data)?;

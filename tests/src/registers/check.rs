@@ -11,6 +11,10 @@
 //!
 //! A write without an answer may take effect at any time after it was sent, or never: if somebody read it, it has
 //! no end, else it is left out. A read without an answer says nothing.
+//!
+//! A block may be zeroed once, and then shows again what it showed before it was ever written. Reads of zeroes are
+//! shared out between the two: if there is any right way, there is one in which those that began first saw the block
+//! unwritten, so trying every number of them tries enough.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +22,8 @@ use super::record::{Kind, Operation};
 
 /// The value of a register never written.
 const UNWRITTEN: u64 = 0;
+/// What the one write that zeroes a block is said to write. Reads of it show [`UNWRITTEN`].
+pub const ZEROED: u64 = u64::MAX;
 
 /// Why a history is not linearizable, with the operations that show it, in the order of their beginnings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +54,30 @@ impl Cluster {
 /// Checks what was noted of one register. Of two writes of one value in a history that is linearizable it says
 /// that it is not: the caller makes values unique.
 pub fn check(operations: &[Operation]) -> Result<(), Wrong> {
+    if !operations.iter().any(|operation| operation.value == ZEROED) {
+        return check_unique(operations);
+    }
+    let is_zero = |operation: &Operation| operation.kind == Kind::Read && operation.value == UNWRITTEN;
+    let mut zeroes: Vec<Operation> = operations.iter().copied().filter(is_zero).collect();
+    zeroes.sort_by_key(|operation| operation.begun);
+    let others: Vec<Operation> = operations.iter().copied().filter(|o| !is_zero(o)).collect();
+    let mut result = Ok(());
+    for unwritten in 0..=zeroes.len() {
+        let shared_out = zeroes.iter().enumerate().map(|(place, read)| Operation {
+            value: if place < unwritten { UNWRITTEN } else { ZEROED },
+            ..*read
+        });
+        let history: Vec<Operation> = others.iter().copied().chain(shared_out).collect();
+        result = check_unique(&history);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// [`check`], where every value is written once.
+fn check_unique(operations: &[Operation]) -> Result<(), Wrong> {
     let clusters = clusters(operations)?;
     let mut solid: Vec<&Cluster> = clusters.iter().filter(|c| c.solid()).collect();
     solid.sort_by_key(|c| c.ended);

@@ -103,6 +103,33 @@ fn what_one_copy_could_have_answered_is_let_through() {
     check(&[write(1, 1, 2), read(9, 3, NEVER)]).unwrap();
 }
 
+#[test]
+fn zeroes_come_back_once_and_not_before_they_are_asked_for() {
+    let zero = |begun, ended| write(ZEROED, begun, ended);
+    check(&[
+        read(0, 1, 2),
+        write(1, 3, 4),
+        read(1, 5, 6),
+        zero(7, 8),
+        read(0, 9, 10),
+    ])
+    .unwrap();
+    check(&[write(1, 1, 2), zero(3, NEVER), read(1, 4, 5), read(0, 6, 7)]).unwrap();
+    // A read of zeroes beside both fits either.
+    check(&[
+        write(1, 1, 10),
+        zero(2, 11),
+        read(0, 3, 4),
+        read(1, 5, 6),
+        read(0, 7, 8),
+    ])
+    .unwrap();
+    assert!(check(&[write(1, 1, 2), read(0, 3, 4), zero(5, 6)]).is_err());
+    assert!(check(&[write(1, 1, 2), zero(3, 4), read(1, 5, 6)]).is_err());
+    assert!(check(&[write(1, 1, 2), zero(3, 4), write(2, 5, 6), read(0, 7, 8)]).is_err());
+    assert!(check(&[write(1, 1, 2), zero(3, NEVER), read(0, 4, 5), read(1, 6, 7)]).is_err());
+}
+
 /// Whether there is an order, by trying all.
 fn search(operations: &[Operation], done: u32, value: u64) -> bool {
     let open = |index: usize| done & (1 << index) == 0;
@@ -117,6 +144,7 @@ fn search(operations: &[Operation], done: u32, value: u64) -> bool {
         open(index)
             && operation.begun <= first_end
             && match operation.kind {
+                Kind::Write if operation.value == ZEROED => search(operations, done | 1 << index, UNWRITTEN),
                 Kind::Write => search(operations, done | 1 << index, operation.value),
                 Kind::Read => operation.value == value && search(operations, done | 1 << index, value),
             }
@@ -137,15 +165,22 @@ fn random_history(state: &mut u64) -> Vec<Operation> {
     }
     let count = 2 + next(6);
     let writes = 1 + next(3);
+    let zeroing = next(2) == 0;
     (0..count)
         .map(|number| {
             let (one, other) = (times.pop().unwrap(), times.pop().unwrap());
             let (begun, ended) = (one.min(other), one.max(other));
             if number < writes {
+                let value = if number == 1 && zeroing {
+                    ZEROED
+                } else {
+                    number + 1
+                };
                 let ended = if next(4) == 0 { NEVER } else { ended };
-                write(number + 1, begun, ended)
+                write(value, begun, ended)
             } else {
-                read(next(writes + 1), begun, ended)
+                let value = next(writes + 1);
+                read(if zeroing && value == 2 { 0 } else { value }, begun, ended)
             }
         })
         .collect()

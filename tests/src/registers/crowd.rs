@@ -7,6 +7,7 @@
 //!
 //! Requests wait without a deadline. The longest waits are told, never judged.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
+use super::check::ZEROED;
 use super::record::{Kind, Operation, Record, Stamp};
 use crate::block::{self, BLOCK};
 use crate::medium::{Medium, Open};
@@ -65,6 +67,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Blocks that were zeroed, or are about to be: once each, for the judge's sake.
+    zeroed: BTreeSet<u64>,
     failures: Vec<String>,
     longest: Duration,
 }
@@ -420,7 +424,7 @@ impl Client {
     /// The inner error: it was not done, or nobody knows. The outer one: it was, and the volume is wrong.
     fn request(&mut self, open: &mut Open) -> anyhow::Result<Result<(), Failure>> {
         let (blocks, what) = if self.only_reads() {
-            (self.quiet_block(), 1)
+            (self.quiet_block(), 2)
         } else {
             (self.blocks(), self.random(20))
         };
@@ -428,7 +432,8 @@ impl Client {
         self.wait(Some((since, blocks.clone())));
         let done = match what {
             0 => Ok(open.flush()),
-            1..9 => self.read(open, blocks),
+            1 => Ok(self.zero(open, blocks)),
+            2..10 => self.read(open, blocks),
             _ => Ok(self.write(open, blocks)),
         };
         self.wait(None);
@@ -468,6 +473,37 @@ impl Client {
             );
         }
         Ok(Ok(()))
+    }
+
+    /// Zeroes those of the blocks, from the first on, that never were.
+    fn zero(&mut self, open: &mut Open, blocks: Range<u64>) -> Result<(), Failure> {
+        let mut state = self.shared.state();
+        let fresh = blocks
+            .clone()
+            .take_while(|block| state.zeroed.insert(*block))
+            .count();
+        drop(state);
+        if fresh == 0 {
+            return open.flush();
+        }
+        let trim = self.random(2) == 0;
+        let begun = self.shared.now();
+        let done = open.zero(blocks.start * BLOCK as u64, fresh * BLOCK, trim);
+        let ended = done.is_ok().then(|| self.shared.now());
+        for block in blocks.take(fresh) {
+            let (kind, value, client) = (Kind::Write, ZEROED, self.number);
+            self.record.add(
+                block,
+                Operation {
+                    kind,
+                    value,
+                    begun,
+                    ended,
+                    client,
+                },
+            );
+        }
+        done
     }
 
     fn write(&mut self, open: &mut Open, blocks: Range<u64>) -> Result<(), Failure> {

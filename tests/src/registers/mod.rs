@@ -8,6 +8,6 @@ mod check;
 mod crowd;
 mod record;
 
-pub use check::{Wrong, check};
+pub use check::{Wrong, ZEROED, check};
 pub use crowd::{Crowd, Done};
 pub use record::{Kind, Operation, Record, Stamp};

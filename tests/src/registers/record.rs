@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-use super::check::{Wrong, check};
+use super::check::{Wrong, ZEROED, check};
 
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,8 @@ impl Stamp {
 impl fmt::Display for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            0 => write!(f, "nothing"),
+            0 => write!(f, "zeroes"),
+            ZEROED => write!(f, "zeroes, over what was there"),
             value => write!(
                 f,
                 "write {} of client {} to volume {}",
