@@ -13,6 +13,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use stor_api::objects::AttachmentSpec;
@@ -82,6 +83,31 @@ fn nbd_clients_work_on_a_replicated_volume() -> anyhow::Result<()> {
         all(CLIENTS, |client| {
             on_a_volume(cluster, client).with_context(|| client.0.to_owned())
         })
+    })
+}
+
+/// Clients are told of holes, and a copy of a volume with little in it costs little.
+#[test]
+fn what_is_not_there_is_a_hole_and_is_not_read() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        let volume = Volume::create(cluster, "sparse", SIZE, &NODES)?;
+        let export = export_of("sparse", volume.attach_socket()?)?;
+        let written = clients::check_holes(&export)?;
+        let read = || -> anyhow::Result<u64> {
+            // Counters are told once a second.
+            std::thread::sleep(Duration::from_secs(3));
+            Ok(volume.attachment(CLIENT)?.counters.read_bytes)
+        };
+        let before = read()?;
+        clients::copy_sparse(&export, &cluster.scratch())?;
+        let copied = read()? - before;
+        println!("{written} bytes written, {copied} read to copy {SIZE}");
+        ensure!(
+            (written..SIZE / 16).contains(&copied),
+            "{copied} bytes were read to copy {written} of {SIZE}"
+        );
+        volume.detach(CLIENT)?;
+        volume.copies_are_equal()
     })
 }
 

@@ -10,6 +10,7 @@ pub mod body;
 pub mod catalogue;
 pub mod disk;
 pub mod engine;
+pub mod extents;
 pub mod ids;
 pub mod info;
 pub mod range;

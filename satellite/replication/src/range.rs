@@ -42,11 +42,15 @@ impl ByteRange {
 
     /// Whether it is one a replica can serve: aligned, not empty, inside `size`, not too long.
     pub fn valid_for(self, size: u64) -> bool {
+        self.lies_in(size) && self.len <= u64::from(MAX_REQUEST)
+    }
+
+    /// Whether it is aligned, not empty, inside `size`.
+    pub fn lies_in(self, size: u64) -> bool {
         self.len > 0
             && self.offset.is_multiple_of(SECTOR)
             && self.len.is_multiple_of(SECTOR)
             && self.offset.checked_add(self.len).is_some_and(|end| end <= size)
-            && self.len <= u64::from(MAX_REQUEST)
     }
 
     /// Indices of the units of `unit` bytes it touches.

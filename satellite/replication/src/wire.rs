@@ -19,6 +19,7 @@ use thiserror::Error;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::extents::{EXTENT, MAX_EXTENTS};
 use crate::ids::{ConfigSeq, Epoch, OpId, ReplicaId, View, VolumeId};
 use crate::range::{ByteRange, MAX_REQUEST};
 
@@ -104,6 +105,9 @@ codes!(
         PutMap = 11,
         /// The engine ends in order: gives its lease back.
         Close = 12,
+        /// Which parts of `length` bytes at `offset` are holes; the answer's payload are [`crate::extents`], of
+        /// the whole range or a beginning of it.
+        Extents = 13,
     }
 );
 
@@ -134,6 +138,13 @@ codes!(
         WrongLineage = 10,
     }
 );
+
+impl Kind {
+    /// Changes nothing, and may be asked of another member instead.
+    pub fn is_read(self) -> bool {
+        matches!(self, Self::Read | Self::Extents)
+    }
+}
 
 /// Bits of [`Header::flags`].
 pub mod flags {
@@ -334,6 +345,7 @@ impl Framed {
         match (header.kind, header.is_reply()) {
             (Kind::Write, false) => self.payload == header.length && header.status == Status::Ok,
             (Kind::Read, true) => self.payload == data,
+            (Kind::Extents, true) => self.payload as usize <= MAX_EXTENTS * EXTENT,
             (
                 Kind::Write
                 | Kind::Zero
@@ -346,9 +358,10 @@ impl Framed {
                 | Kind::PutMap,
                 true,
             )
-            | (Kind::Read | Kind::Zero | Kind::Flush | Kind::Ping | Kind::Open | Kind::Close, false) => {
-                self.payload == 0
-            }
+            | (
+                Kind::Read | Kind::Extents | Kind::Zero | Kind::Flush | Kind::Ping | Kind::Open | Kind::Close,
+                false,
+            ) => self.payload == 0,
             (Kind::Open | Kind::GetMap, true)
             | (Kind::GetMap | Kind::StoreView | Kind::Clean | Kind::ClearMap | Kind::PutMap, false) => {
                 self.payload <= MAX_CONTROL

@@ -2,6 +2,7 @@
 
 use stor_device::{Completion, Outcome};
 use stor_replication::engine::{Event, Request};
+use stor_replication::extents::{Extent, MAX_RANGE};
 use stor_replication::range::ByteRange;
 use stor_transport::nbd;
 
@@ -92,6 +93,12 @@ impl Shell {
                         fua,
                     },
                 ),
+                (nbd::Command::BlockStatus { .. }, _) => {
+                    // The reply may be of less than was asked for.
+                    let len = range.len.min(u64::from(MAX_RANGE));
+                    let range = ByteRange::new(range.offset, len);
+                    (Answer::Extents(request), Request::Extents(range))
+                }
                 _ => (Answer::Done, Request::Flush),
             };
             self.submit(
@@ -106,6 +113,22 @@ impl Shell {
         if let Err(error) = received {
             tracing::debug!(client = id, %error, "client dropped");
             self.drop_client(id);
+        }
+    }
+
+    /// Only NBD clients ask for these.
+    pub(super) fn tell_extents(&mut self, asker: Asker, extents: &[Extent]) {
+        if let Asker::Nbd {
+            client,
+            what: Answer::Extents(request),
+            ..
+        } = asker
+            && let Some(to) = self.clients.get_mut(&client)
+        {
+            to.extents(&request, extents);
+            if !self.answered.contains(&client) {
+                self.answered.push(client);
+            }
         }
     }
 

@@ -257,26 +257,13 @@ impl Client {
         }
     }
 
-    /// A whole request came: handed on, or answered here when it does not touch the volume.
+    /// A whole request came.
     fn arrived(&mut self, request: Request, payload: Option<Buf>, came: &mut Vec<Came>) {
-        let Stage::Transmission(negotiated) = &self.stage else {
-            return;
-        };
-        match request.command {
-            Command::Disconnect => self.leaving = true,
-            Command::BlockStatus { .. } => {
-                let Some(context) = negotiated.meta_base_allocation else {
-                    return;
-                };
-                let mut reply = Vec::new();
-                // What is allocated is known to the replicas only: all of it is said to be data.
-                nbd::block_status(context, &request, [], &mut reply);
-                self.out.push(Piece::Bytes(reply.into()));
-            }
-            _ => {
-                self.waiting += 1;
-                came.push((request, payload));
-            }
+        if request.command == Command::Disconnect {
+            self.leaving = true;
+        } else {
+            self.waiting += 1;
+            came.push((request, payload));
         }
     }
 
@@ -312,6 +299,29 @@ impl Client {
                 self.out.push(Piece::Bytes(reply.into()));
             }
         }
+    }
+
+    /// Queues the reply to a `BLOCK_STATUS`. Without a metadata context it was refused when it came.
+    pub(super) fn extents(&mut self, request: &Request, found: &[stor_replication::extents::Extent]) {
+        self.waiting = self.waiting.saturating_sub(1);
+        let Stage::Transmission(negotiated) = &self.stage else {
+            return;
+        };
+        let Some(context) = negotiated.meta_base_allocation else {
+            return;
+        };
+        let extents = found.iter().map(|extent| nbd::Extent {
+            length: u64::from(extent.length),
+            state: if extent.hole {
+                nbd::ExtentState::Hole
+            } else {
+                nbd::ExtentState::Data
+            },
+        });
+        let mut reply = Vec::new();
+        nbd::block_status(context, request, extents, &mut reply);
+        self.out_bytes += reply.len();
+        self.out.push(Piece::Bytes(reply.into()));
     }
 
     /// Sends what is queued. `true`: everything is said and the client wants to go.

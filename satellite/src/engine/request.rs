@@ -6,7 +6,7 @@ use stor_replication::engine::{IoError, Request};
 use stor_replication::ids::IoId;
 use stor_replication::range::ByteRange;
 use stor_transport::fuse::Unique;
-use stor_transport::nbd::Cookie;
+use stor_transport::nbd::{Cookie, Request as BlockStatus};
 
 use crate::data::Data;
 
@@ -38,6 +38,8 @@ pub(super) enum Answer {
     Written { len: u32 },
     /// That it is done.
     Done,
+    /// What is a hole, in answer to this.
+    Extents(BlockStatus),
 }
 
 /// How a request went.
@@ -118,7 +120,7 @@ fn size(request: &Request<Data>) -> usize {
     match request {
         Request::Read(range) => usize::try_from(range.len).unwrap_or(usize::MAX),
         Request::Write { data, .. } => data.len(),
-        Request::Zero { .. } | Request::Flush => 0,
+        Request::Zero { .. } | Request::Flush | Request::Extents(_) => 0,
     }
 }
 

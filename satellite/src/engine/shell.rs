@@ -293,6 +293,11 @@ impl Shell {
                     self.reply(asker, outcome);
                 }
             }
+            Command::CompleteExtents { io, extents } => {
+                if let Some((asker, _)) = self.requests.complete(io, Ok(None)) {
+                    self.tell_extents(asker, &extents);
+                }
+            }
             Command::Connect { replica, link } => self.connect(replica, link),
             Command::Disconnect { link, .. } => {
                 if let Some(link) = self.links.remove(&link.0) {

@@ -4,6 +4,7 @@
 //! POOL_DIR/stor-pool.json                 whose pool it is
 //! POOL_DIR/<volume id>/r<replica>.data    the volume's bytes, sparse, at their own offsets
 //! POOL_DIR/<volume id>/r<replica>.meta    superblock, dirty map, out-of-sync maps
+//! POOL_DIR/<volume id>/r<replica>.data.pre-sync   what it held before it is brought up to date
 //! POOL_DIR/<volume id>/r<replica>.meta.deleted   what is left of the metadata of a replica in deletion
 //! ```
 //!
@@ -21,6 +22,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::agent::durable::sync_directory;
+use crate::replicas::pre_sync_files;
 
 /// End of the name of the metadata of a replica in deletion.
 const TOMBSTONE: &str = ".deleted";
@@ -111,7 +113,7 @@ impl ReplicaFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(FilesError::new("rename", &self.meta, error)),
         }
-        for path in [&self.data, &tombstone] {
+        for path in pre_sync_files(&self.data).iter().chain([&self.data, &tombstone]) {
             remove_file(path)?;
         }
         match fs::remove_dir(&self.directory) {

@@ -1,6 +1,9 @@
 //! The replica server: serves the node's replicas to engines, on a thread of its own.
 
+mod errands;
+mod extents;
 mod open;
+mod pre_sync;
 mod serve;
 mod server;
 
@@ -14,6 +17,7 @@ use std::time::Duration;
 use stor_device::{ReactorError, Waker};
 use thiserror::Error;
 
+pub(crate) use pre_sync::paths_of as pre_sync_files;
 use stor_replication::ids::{CacheId, Lineage, ReplicaId, View, VolumeId};
 
 /// A replica to serve.

@@ -16,7 +16,7 @@ use stor_replication::replica::{LoadError, Replica};
 use stor_replication::time::Time;
 use thiserror::Error;
 
-use super::ReplicaSpec;
+use super::{ReplicaSpec, pre_sync};
 use crate::data::Data;
 
 /// Why a replica can't be served.
@@ -70,6 +70,8 @@ pub(super) struct Files {
     pub(super) data: OwnedFd,
     pub(super) meta: OwnedFd,
     data_size: u64,
+    /// What the replica held before a resync is there, or something of it.
+    pub(super) pre_sync: bool,
     /// What the state machine will ask for, by offset.
     pages: HashMap<u64, Vec<u8>>,
 }
@@ -109,6 +111,7 @@ pub(super) fn make_if_asked(spec: &ReplicaSpec) -> Result<(), OpenError> {
     for leftover in [&data, &meta, &spec.data] {
         remove(leftover)?;
     }
+    pre_sync::drop_all(&spec.data).map_err(at("remove", &pre_sync::path_of(&spec.data)))?;
     let made = file::open_data(&data, OpenData::Create { size: spec.size })?;
     rustix::fs::fsync(&made.fd).map_err(|error| at("flush", &data)(error.into()))?;
     make_meta(spec, &meta, in_sync).map_err(at("make", &meta))?;
@@ -175,6 +178,7 @@ pub(super) fn open(spec: &ReplicaSpec) -> Result<Files, OpenError> {
         data: data.fd,
         meta: meta.fd,
         data_size: data.size,
+        pre_sync: pre_sync::exists(&spec.data),
         pages,
     })
 }

@@ -1,6 +1,6 @@
 //! One served replica: its state machine, its files, the operations under way on them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
 use stor_device::{BufPool, Completion, Fd, Outcome, Reactor, Shared, Sync};
@@ -12,6 +12,7 @@ use stor_replication::time::Time;
 use stor_replication::wire::Header;
 
 use super::ReplicaSpec;
+use super::pre_sync::{Keeper, Next};
 use crate::data::Data;
 
 /// What a reactor operation of a replica was for.
@@ -55,6 +56,13 @@ pub(super) struct Served {
     /// No more connections; closed when idle.
     pub(super) closing: bool,
     commands: Vec<Command<Data>>,
+    /// Questions for extents: the first is being looked into if `looking`.
+    looks: VecDeque<(u64, ByteRange)>,
+    looking: bool,
+    /// What it held before it is brought up to date.
+    keeper: Keeper,
+    /// Engines that wait for that to be kept.
+    pub(super) held: Vec<(ConnId, Header)>,
 }
 
 /// What a step asks of the server.
@@ -71,7 +79,13 @@ pub(super) trait Tokens {
 }
 
 impl Served {
-    pub(super) fn new(spec: ReplicaSpec, core: Replica<Data>, data: Fd, meta: Fd) -> Self {
+    /// `pre_sync`: what it held before a resync is there.
+    pub(super) fn new(
+        spec: ReplicaSpec,
+        core: Replica<Data>,
+        (data, meta): (Fd, Fd),
+        pre_sync: bool,
+    ) -> Self {
         Self {
             spec,
             core,
@@ -84,6 +98,10 @@ impl Served {
             due: None,
             closing: false,
             commands: Vec::new(),
+            looks: VecDeque::new(),
+            looking: false,
+            keeper: Keeper::new(pre_sync),
+            held: Vec::new(),
         }
     }
 
@@ -94,6 +112,49 @@ impl Served {
     /// Nothing is under way on its files.
     pub(super) fn is_idle(&self) -> bool {
         self.pending == 0
+    }
+
+    /// The next question for extents, one at a time, and the file to look into.
+    pub(super) fn next_look(&mut self) -> Option<(u64, ByteRange, Fd)> {
+        if self.looking {
+            return None;
+        }
+        let (op, range) = self.looks.front()?;
+        self.looking = true;
+        Some((*op, *range, self.data))
+    }
+
+    /// The question was looked into.
+    pub(super) fn looked(&mut self) {
+        self.looking = false;
+        self.looks.pop_front();
+        self.pending -= 1;
+    }
+
+    /// What to do about what it held before, and that it is being done.
+    pub(super) fn next_for_pre_sync(&mut self) -> Next {
+        let in_sync = self.core.superblock().in_sync.contains(&self.spec.replica);
+        let next = self.keeper.next(in_sync, !self.held.is_empty());
+        // It is not closed meanwhile.
+        self.pending += usize::from(matches!(next, Next::Take | Next::Drop));
+        next
+    }
+
+    /// Its state was kept; `there`: something of it may be there.
+    pub(super) fn pre_sync_taken(&mut self, there: bool) {
+        self.pending -= 1;
+        self.keeper.taken(there);
+    }
+
+    /// What was kept is gone.
+    pub(super) fn pre_sync_dropped(&mut self) {
+        self.pending -= 1;
+        self.keeper.dropped();
+    }
+
+    /// Its pool is full.
+    pub(super) fn make_room(&mut self) {
+        self.keeper.make_room();
     }
 
     /// Gives its files back.
@@ -159,6 +220,7 @@ impl Served {
                 let token = tokens.token(Work::Read { op, len });
                 reactor.read_at(self.data, pool.take(len), range.offset, len, token);
             }
+            DiskAction::Extents { range } => self.looks.push_back((op, range)),
             DiskAction::Flush => {
                 let token = tokens.token(Work::Sync { op });
                 reactor.datasync(self.data, token);

@@ -15,8 +15,9 @@ use stor_replication::body::Body;
 use stor_replication::ids::{ConnId, ReplicaId, View, VolumeId};
 use stor_replication::replica::Event;
 use stor_replication::time::Time;
-use stor_replication::wire::{Header, Kind, Status};
+use stor_replication::wire::{Header, Kind, Status, flags};
 
+use super::errands::{Errand, says_full};
 use super::open::{self, Files, OpenError};
 use super::serve::{Asked, Served, Tokens, Work};
 use super::{ReplicaReport, ReplicaSpec, ReplicaState, Shared};
@@ -41,7 +42,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// The same while the last I/O of a process that was killed is still under way.
 const RETRY_IN_USE: Duration = Duration::from_millis(50);
 
-type Key = (VolumeId, ReplicaId);
+pub(super) type Key = (VolumeId, ReplicaId);
 /// How the making or opening of a replica's files went.
 type Made = (Key, PathBuf, Result<Files, OpenError>);
 
@@ -57,7 +58,7 @@ struct Conn {
 }
 
 /// A replica as far as it has come.
-enum Slot {
+pub(super) enum Slot {
     /// Its files are being made.
     Making,
     /// Served, or being closed.
@@ -84,19 +85,23 @@ impl Tokens for ForReplica<'_> {
     }
 }
 
-struct Loop<'a> {
-    reactor: Reactor,
+pub(super) struct Loop<'a> {
+    pub(super) reactor: Reactor,
     pool: BufPool,
     shared: &'a Mutex<Shared>,
     listener: Fd,
     conns: HashMap<ConnId, Conn>,
     next_conn: u64,
     wanted: HashMap<Key, ReplicaSpec>,
-    slots: HashMap<Key, Slot>,
+    pub(super) slots: HashMap<Key, Slot>,
     pending: Pending,
     /// Deadlines of state machines; entries may be outdated, a tick too many does no harm.
     due: BTreeSet<(Time, Key)>,
     made: (SyncSender<Made>, Receiver<Made>),
+    /// What others do for this thread.
+    pub(super) errands: (SyncSender<Errand>, Receiver<Errand>),
+    /// Errands that could not begin.
+    pub(super) errands_failed: Vec<Errand>,
     /// By pool.
     making: HashMap<PathBuf, usize>,
     /// Connections with something to send.
@@ -135,6 +140,8 @@ pub(super) fn run(
         pending: Pending::default(),
         due: BTreeSet::new(),
         made: sync_channel(MADE),
+        errands: sync_channel(MADE),
+        errands_failed: Vec::new(),
         making: HashMap::new(),
         stirred: Vec::new(),
         accept_at: None,
@@ -167,6 +174,7 @@ impl Loop<'_> {
             self.take_wanted();
             self.take_made();
             self.begin_making();
+            self.take_errands();
             for conn in std::mem::take(&mut self.stirred) {
                 let flushed = self
                     .conns
@@ -202,7 +210,11 @@ impl Loop<'_> {
                 };
                 let mut tokens = ForReplica(&mut self.pending, key);
                 if let Some(event) = served.completed(work, completion, &mut self.reactor, &mut tokens) {
+                    let full = says_full(&event);
                     self.step(key, event);
+                    if full {
+                        self.make_room(key);
+                    }
                 }
                 self.close_when_idle(key);
             }
@@ -291,6 +303,9 @@ impl Loop<'_> {
             conn.key = Some(key);
             served.conns.insert(id);
         }
+        if header.kind == Kind::Open && header.flags & flags::MEMBER == 0 {
+            return self.open_to_catch_up(id, header);
+        }
         self.step(
             key,
             Event::Request {
@@ -301,7 +316,7 @@ impl Loop<'_> {
         );
     }
 
-    fn step(&mut self, key: Key, event: Event<Data>) {
+    pub(super) fn step(&mut self, key: Key, event: Event<Data>) {
         let Some(Slot::Served(served)) = self.slots.get_mut(&key) else {
             return;
         };
@@ -333,9 +348,11 @@ impl Loop<'_> {
         for conn in asked.drop {
             self.drop_conn(conn, "another connection took its place");
         }
+        self.look(key);
+        self.tend_pre_sync(key);
     }
 
-    fn drop_conn(&mut self, id: ConnId, why: &str) {
+    pub(super) fn drop_conn(&mut self, id: ConnId, why: &str) {
         let Some(conn) = self.conns.remove(&id) else {
             return;
         };
@@ -344,6 +361,7 @@ impl Loop<'_> {
         if let Some(key) = conn.key {
             if let Some(Slot::Served(served)) = self.slots.get_mut(&key) {
                 served.conns.remove(&id);
+                served.held.retain(|(conn, _)| *conn != id);
             }
             self.step(key, Event::Gone { conn: id });
         }
@@ -411,7 +429,7 @@ impl Loop<'_> {
         self.changed = true;
     }
 
-    fn close_when_idle(&mut self, key: Key) {
+    pub(super) fn close_when_idle(&mut self, key: Key) {
         let idle =
             matches!(self.slots.get(&key), Some(Slot::Served(served)) if served.closing && served.is_idle());
         if idle && let Some(Slot::Served(served)) = self.slots.remove(&key) {
@@ -496,10 +514,13 @@ impl Loop<'_> {
             path: spec.data.clone(),
             source,
         };
+        let pre_sync = files.pre_sync;
         let data = self.reactor.register(files.data).map_err(register)?;
         let meta = self.reactor.register(files.meta).map_err(register)?;
-        self.slots
-            .insert(key, Slot::Served(Box::new(Served::new(spec, core, data, meta))));
+        self.slots.insert(
+            key,
+            Slot::Served(Box::new(Served::new(spec, core, (data, meta), pre_sync))),
+        );
         Ok(())
     }
 
@@ -520,7 +541,7 @@ impl Loop<'_> {
 }
 
 /// The pool's directory: that of the volume's, which the replica's files are in.
-fn pool_of(spec: &ReplicaSpec) -> PathBuf {
+pub(super) fn pool_of(spec: &ReplicaSpec) -> PathBuf {
     spec.data.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned()
 }
 

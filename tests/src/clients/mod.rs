@@ -10,6 +10,7 @@ mod fio;
 mod info;
 mod pattern;
 mod qemu;
+mod sparse;
 mod tool;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use fio::check_fio;
 pub use info::{check_info, check_map, check_unknown_export};
 pub use pattern::write_pattern;
 pub use qemu::{check_qemu_io, check_read_only};
+pub use sparse::{check_holes, copy_sparse};
 pub use tool::{Outcome, run, run_ok};
 
 /// Where a volume is served.

@@ -210,10 +210,10 @@ impl<P: Clone> Engine<P> {
         peer.reading = None;
         let mut orphans = Vec::new();
         peer.sent.retain(|_, sent| {
-            if sent.purpose.lasts() && sent.kind == Kind::Read {
+            if sent.purpose.lasts() && sent.kind.is_read() {
                 orphans.push(sent.purpose.clone());
             }
-            member && sent.purpose.lasts() && sent.kind != Kind::Read
+            member && sent.purpose.lasts() && !sent.kind.is_read()
         });
         if !self.is_member(replica) {
             self.abort_sync(now, replica, out);

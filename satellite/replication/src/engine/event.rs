@@ -4,6 +4,7 @@
 use super::Engine;
 use crate::body::Body;
 use crate::catalogue::{Change, Refusal, VolumeRow};
+use crate::extents::Extent;
 use crate::ids::{IoId, ReplicaId};
 use crate::range::ByteRange;
 use crate::wire::Header;
@@ -37,6 +38,8 @@ pub enum Request<P> {
     },
     /// Make everything answered before durable.
     Flush,
+    /// Tell which parts are holes: at most [`crate::extents::MAX_RANGE`] bytes.
+    Extents(ByteRange),
 }
 
 /// Something that happened.
@@ -132,6 +135,13 @@ pub enum Command<P> {
         io: IoId,
         /// For a read, the data.
         result: Result<Option<P>, IoError>,
+    },
+    /// Answer a client's [`Request::Extents`]: of the whole range or a beginning of it, at least one.
+    CompleteExtents {
+        /// Its number.
+        io: IoId,
+        /// What is a hole reads as zeroes until something is written to it.
+        extents: Vec<Extent>,
     },
     /// The state changed; see [`Engine::state`].
     StateChanged,

@@ -7,6 +7,7 @@ use super::resync::Sync;
 use super::tracker::Moment;
 use super::{Command, Engine, IoError, OWN_IO, Phase, Request};
 use crate::body::Body;
+use crate::extents::Extent;
 use crate::ids::{IoId, ReplicaId};
 use crate::range::ByteRange;
 use crate::time::Time;
@@ -15,7 +16,7 @@ use crate::wire::{Kind, flags};
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct Io<P> {
-    request: Request<P>,
+    pub(super) request: Request<P>,
     /// Bits of the replicas it was sent to, but for those that owe it no more.
     awaited: u16,
     /// Bits of the replicas that have it.
@@ -26,6 +27,8 @@ pub(super) struct Io<P> {
     pub(super) failed: u16,
     /// Data of a read that waits for leases.
     pub(super) data: Option<P>,
+    /// The same for one that asks for extents.
+    pub(super) extents: Option<Vec<Extent>>,
     /// For a flush: what it covers once all have it.
     moment: Moment,
     pub(super) issued: bool,
@@ -35,13 +38,16 @@ impl<P> Io<P> {
     /// Bytes it locks.
     pub(super) fn range(&self) -> Option<ByteRange> {
         match &self.request {
-            Request::Read(range) | Request::Write { range, .. } | Request::Zero { range, .. } => Some(*range),
+            Request::Read(range)
+            | Request::Extents(range)
+            | Request::Write { range, .. }
+            | Request::Zero { range, .. } => Some(*range),
             Request::Flush => None,
         }
     }
 
     pub(super) fn is_read(&self) -> bool {
-        matches!(self.request, Request::Read(_))
+        matches!(self.request, Request::Read(_) | Request::Extents(_))
     }
 }
 
@@ -58,6 +64,7 @@ impl<P: Clone> Engine<P> {
                 self.counters.written_bytes += range.len;
             }
             Request::Flush => self.counters.flushes += 1,
+            Request::Extents(_) => {}
         }
         let error = match self.phase {
             Phase::Starting { .. } => {
@@ -109,6 +116,9 @@ impl<P: Clone> Engine<P> {
             }
             return self.issue(now, io, out);
         };
+        if let Request::Extents(range) = request.request {
+            return self.begin_extents(now, io, range, out);
+        }
         //= docs/replication.md#R8
         if request.is_read() && overlaps_unequal(&self.unequal, range) {
             self.urgent.extend(range.blocks());
@@ -130,7 +140,7 @@ impl<P: Clone> Engine<P> {
         };
         state.issued = true;
         let message = match &state.request {
-            Request::Read(_) => return self.issue_read(now, io, out),
+            Request::Read(_) | Request::Extents(_) => return self.issue_read(now, io, out),
             Request::Write { range, data, fua } => {
                 data_message(Kind::Write, *range, *fua, Body::Data(data.clone()))
             }
@@ -190,6 +200,9 @@ impl<P: Clone> Engine<P> {
         let Some(state) = self.ios.get_mut(&io) else {
             return;
         };
+        if let Request::Extents(_) = state.request {
+            return self.extents_answered(now, io, &body, out);
+        }
         if state.is_read() {
             let Body::Data(data) = body else { return };
             state.data = Some(data);
@@ -268,10 +281,11 @@ impl<P: Clone> Engine<P> {
         result: Result<Option<P>, IoError>,
         out: &mut Vec<Command<P>>,
     ) {
-        if io.0 < OWN_IO {
-            out.push(Command::Complete { io, result });
-        } else {
-            self.stirred = true;
+        let extents = self.ios.get_mut(&io).and_then(|state| state.extents.take());
+        match (extents, result) {
+            _ if io.0 >= OWN_IO => self.stirred = true,
+            (Some(extents), Ok(_)) => out.push(Command::CompleteExtents { io, extents }),
+            (_, result) => out.push(Command::Complete { io, result }),
         }
         self.retire(now, io, out);
     }
@@ -353,6 +367,7 @@ impl<P> Io<P> {
             answered: false,
             failed: 0,
             data: None,
+            extents: None,
             moment: Moment::default(),
             issued: false,
         }

@@ -20,6 +20,7 @@ mod clean;
 mod connection;
 mod copy;
 mod event;
+mod extents;
 mod io;
 mod locks;
 mod membership;

@@ -4,7 +4,7 @@ use super::copy::overlaps_unequal;
 use super::io::data_message;
 use super::locks::Holder;
 use super::message::{Purpose, Sent};
-use super::{Command, Engine, IoError, Peer};
+use super::{Command, Engine, IoError, Peer, Request};
 use crate::body::Body;
 use crate::ids::{IoId, ReplicaId};
 use crate::range::ByteRange;
@@ -16,7 +16,11 @@ impl<P: Clone> Engine<P> {
     /// Sends a read to the best member: the one on this node, else the one with the least to do.
     pub(super) fn issue_read(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
         let Some(state) = self.ios.get(&io) else { return };
-        let Some(range) = state.range() else { return };
+        let (kind, range) = match state.request {
+            Request::Read(range) => (Kind::Read, range),
+            Request::Extents(range) => (Kind::Extents, range),
+            Request::Write { .. } | Request::Zero { .. } | Request::Flush => return,
+        };
         let failed = state.failed;
         if overlaps_unequal(&self.unequal, range) {
             // It had begun before a member lost its cache.
@@ -31,7 +35,7 @@ impl<P: Clone> Engine<P> {
         self.renew_leases(now, out);
         match best {
             Some(replica) => {
-                let message = data_message(Kind::Read, range, false, Body::None);
+                let message = data_message(kind, range, false, Body::None);
                 self.send(now, replica, message, Purpose::Io(io), out);
             }
             // Nobody to ask now: asked again when a member is back.
@@ -107,6 +111,10 @@ impl<P: Clone> Engine<P> {
     ) {
         let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
         match sent.purpose {
+            // No member fails to answer that: one that does says nothing.
+            Purpose::Io(io) if sent.kind == Kind::Extents => {
+                self.extents_answered(now, io, &Body::None, out);
+            }
             Purpose::Io(io) => {
                 if let Some(state) = self.ios.get_mut(&io) {
                     state.failed |= bit;

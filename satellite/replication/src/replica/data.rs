@@ -3,6 +3,7 @@
 use super::{Command, DiskAction, DiskError, InFlight, Parked, Replica, reply};
 use crate::bitmap::Bitmap;
 use crate::body::Body;
+use crate::extents::{self, Extent};
 use crate::ids::{ConfigSeq, ConnId, ReplicaId};
 use crate::info::Reader;
 use crate::range::{BLOCK, ByteRange};
@@ -26,6 +27,18 @@ impl<P: Clone> Replica<P> {
             Kind::Read | Kind::Write | Kind::Zero if !header.range().valid_for(self.superblock.size) => {
                 reply(out, conn, &header, Status::Invalid);
             }
+            Kind::Extents if !is_extents_range(header.range(), self.superblock.size) => {
+                reply(out, conn, &header, Status::Invalid);
+            }
+            Kind::Extents => self.disk_action(
+                now,
+                conn,
+                header,
+                DiskAction::Extents {
+                    range: header.range(),
+                },
+                out,
+            ),
             Kind::Read => self.disk_action(
                 now,
                 conn,
@@ -128,6 +141,31 @@ impl<P: Clone> Replica<P> {
             }
             _ => reply(out, conn, &header, status),
         }
+    }
+
+    /// What is a hole is known; not knowing it is no failure.
+    pub(super) fn extents_found(&mut self, op: u64, mut extents: Vec<Extent>, out: &mut Vec<Command<P>>) {
+        let Some(InFlight {
+            conn,
+            header,
+            arrived,
+        }) = self.disk.remove(&op)
+        else {
+            return;
+        };
+        if self.session.as_ref().is_none_or(|session| session.conn != conn) {
+            return;
+        }
+        if extents.is_empty() {
+            extents.push(Extent::data(header.range().len));
+        }
+        self.answer(
+            arrived,
+            conn,
+            &header,
+            Body::Bytes(extents::encode(&extents)),
+            out,
+        );
     }
 
     /// Something could not be done just now. Its engine sends it again on a new connection, after a pause.
@@ -282,4 +320,8 @@ impl<P: Clone> Replica<P> {
             .begin_map(&mut self.superblock, ReplicaId(header.length), since, &blocks);
         self.answer_when_stored(now, conn, header);
     }
+}
+
+fn is_extents_range(range: ByteRange, size: u64) -> bool {
+    range.lies_in(size) && range.len <= u64::from(extents::MAX_RANGE)
 }

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::body::Body;
 use crate::disk::{Page, PageId, Superblock};
+use crate::extents::Extent;
 use crate::ids::{CacheId, ConnId, Epoch, ReplicaId, View, VolumeId};
 use crate::range::ByteRange;
 use crate::time::{LEASE, Time};
@@ -57,6 +58,13 @@ pub enum Event<P> {
         op: u64,
         /// For a read, the data.
         result: Result<Option<P>, DiskError>,
+    },
+    /// The same for a [`DiskAction::Extents`].
+    ExtentsFound {
+        /// Its number.
+        op: u64,
+        /// From the beginning of the range on; what is left out or not known is data.
+        extents: Vec<Extent>,
     },
     /// All pages of the last [`Command::StorePages`] are durable, or not.
     PagesStored {
@@ -146,6 +154,11 @@ pub enum DiskAction<P> {
     },
     /// Make everything done before durable.
     Flush,
+    /// Find out which parts are holes; tell [`Event::ExtentsFound`].
+    Extents {
+        /// Where.
+        range: ByteRange,
+    },
 }
 
 /// Tells the opening after a failure from the one before; any number does.
@@ -286,6 +299,7 @@ impl<P: Clone> Replica<P> {
             Event::Request { conn, header, body } => self.request(now, conn, header, body, out),
             Event::Gone { conn } => self.gone(conn),
             Event::DiskDone { op, result } => self.disk_done(op, result, out),
+            Event::ExtentsFound { op, extents } => self.extents_found(op, extents, out),
             Event::PagesStored { result } => self.pages_stored(now, result, out),
             Event::Tick => {}
         }

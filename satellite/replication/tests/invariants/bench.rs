@@ -8,6 +8,7 @@ use stor_replication::body::Body;
 use stor_replication::catalogue::{Change, EjectReason, Member, MemberState, VolumeRow, decide};
 use stor_replication::disk::{PAGE, PageId, Superblock, encode_page};
 use stor_replication::engine::{self, Engine, IoError, LinkId, Request, Start};
+use stor_replication::extents::{self, Extent};
 use stor_replication::ids::{
     CacheId, ConfigSeq, ConnId, Epoch, IoId, Lineage, OpId, ReplicaId, View, VolumeId,
 };
@@ -291,6 +292,7 @@ pub(crate) struct Rig {
     pub(crate) now: Time,
     pub(crate) sent: VecDeque<Sent>,
     pub(crate) done: BTreeMap<u64, Result<Option<Data>, IoError>>,
+    pub(crate) extents: BTreeMap<u64, Vec<Extent>>,
     pub(crate) proposed: Vec<(u64, Change)>,
     pub(crate) row: VolumeRow,
     pub(crate) links: BTreeMap<ReplicaId, LinkId>,
@@ -335,6 +337,7 @@ impl Rig {
             now,
             sent: VecDeque::new(),
             done: BTreeMap::new(),
+            extents: BTreeMap::new(),
             proposed: Vec::new(),
             row,
             links: BTreeMap::new(),
@@ -385,6 +388,9 @@ impl Rig {
                 engine::Command::Complete { io, result } => {
                     self.done.insert(io.0, result);
                 }
+                engine::Command::CompleteExtents { io, extents } => {
+                    self.extents.insert(io.0, extents);
+                }
                 engine::Command::StateChanged => {}
             }
         }
@@ -428,6 +434,10 @@ impl Rig {
                 }
                 Body::Bytes(bytes)
             }
+            Kind::Extents => Body::Bytes(extents::encode(&[Extent {
+                length: sent.header.length,
+                hole: true,
+            }])),
             Kind::Read => Body::Data(100 + u64::from(sent.replica.0)),
             _ => Body::None,
         };

@@ -9,6 +9,7 @@
 )]
 
 mod bench;
+mod extents;
 mod r10_out_of_sync_map;
 mod r11_unknown_is_never_clean;
 mod r12_range_locks;

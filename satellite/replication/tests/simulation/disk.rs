@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use stor_replication::bitmap::Bitmap;
 use stor_replication::disk::{BITS, Copy, PAGE, PageId, WORDS, decode_copy, newest};
+use stor_replication::extents::Extent;
 use stor_replication::ids::{Epoch, ReplicaId, VolumeId};
 use stor_replication::range::ByteRange;
 use stor_replication::replica::{DiskAction, DiskError, StoredPage};
@@ -112,7 +113,7 @@ impl Disk {
         let (range, data, fua) = match action {
             DiskAction::Write { range, data, fua } => (*range, Some(data), *fua),
             DiskAction::Zero { range, fua, .. } => (*range, None, *fua),
-            DiskAction::Read { .. } | DiskAction::Flush => return,
+            DiskAction::Read { .. } | DiskAction::Extents { .. } | DiskAction::Flush => return,
         };
         for (index, block) in range.units(BLOCK).enumerate() {
             if rng.chance(percent) {
@@ -122,9 +123,31 @@ impl Disk {
         }
     }
 
+    /// What a file system says of a range: blocks that read as zeroes are holes, or happen to be allocated.
+    /// The list may end early.
+    pub(crate) fn extents(&self, rng: &mut Rng, range: ByteRange) -> Vec<Extent> {
+        let allocated = rng.below(30);
+        let mut extents: Vec<Extent> = Vec::new();
+        for block in range.units(BLOCK) {
+            let hole = self.block(usize::try_from(block).unwrap()) == 0 && !rng.chance(allocated);
+            match extents.last_mut().filter(|extent| extent.hole == hole) {
+                Some(extent) => extent.length += BLOCK as u32,
+                None => extents.push(Extent {
+                    length: BLOCK as u32,
+                    hole,
+                }),
+            }
+        }
+        if rng.chance(10) {
+            extents.truncate(rng.index(extents.len() + 1));
+        }
+        extents
+    }
+
     /// Ends an operation; for a read, its data. An unreadable block is an error.
     pub(crate) fn finish(&mut self, rng: &mut Rng, running: &Running) -> Result<Option<Data>, DiskError> {
         match &running.action {
+            DiskAction::Extents { .. } => Ok(None),
             DiskAction::Write { .. } | DiskAction::Zero { .. } => {
                 self.apply_some(rng, &running.action, 100);
                 Ok(None)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use stor_replication::body::Body;
 use stor_replication::catalogue::VolumeRow;
 use stor_replication::engine::{self, Command, Engine, FailReason, IoError, Request, Start, State};
+use stor_replication::extents::Extent;
 use stor_replication::ids::{Epoch, IoId};
 use stor_replication::range::ByteRange;
 
@@ -224,6 +225,7 @@ impl World {
                 self.ask(id, proposal);
             }
             Command::Complete { io, result } => self.complete(id, epoch, io.0, result),
+            Command::CompleteExtents { io, extents } => self.complete_extents(id, epoch, io.0, &extents),
             Command::StateChanged => self.state_changed(id),
         }
     }
@@ -256,6 +258,7 @@ impl World {
                 }
             }
             (_, Err(IoError::Media)) => self.violate(format!("op {op}: a media error for what is no read")),
+            (Request::Extents(_), Ok(_)) => self.violate(format!("op {op}: extents were asked for")),
             (Request::Read(range), Ok(data)) => {
                 let blocks = data.map(|data| data.blocks).unwrap_or_default();
                 if blocks.len() as u64 != range.len / BLOCK {
@@ -289,6 +292,46 @@ impl World {
                 self.oracle
                     .flushed(done.begun, open.unwrap_or(at).min(done.begun));
             }
+        }
+    }
+
+    /// A hole is as good as a read of zeroes.
+    fn complete_extents(&mut self, id: u64, epoch: Epoch, op: u64, extents: &[Extent]) {
+        let at = self.tick();
+        let guest = self.engines[&id].guest;
+        let Some(done) = self
+            .guests
+            .get_mut(&guest)
+            .and_then(|guest| guest.ops.remove(&op))
+        else {
+            return;
+        };
+        self.answered += 1;
+        let Request::Extents(asked) = done.request else {
+            return self.violate(format!("op {op}: nobody asked for extents"));
+        };
+        if epoch < self.acking {
+            return self.violate(format!("epoch {epoch} tells extents after epoch {}", self.acking));
+        }
+        self.acking = self.acking.max(epoch);
+        let mut next = asked.offset;
+        for extent in extents {
+            let range = ByteRange::new(next, u64::from(extent.length));
+            next = range.end();
+            let blocks = range.units(BLOCK).filter(|_| extent.hole);
+            for block in blocks {
+                if self.ever_wiped && self.ever_bad.contains(&block) {
+                    continue;
+                }
+                if let Err(wrong) = self.oracle.read(done.begun, at, block, 0) {
+                    return self.violate(format!("op {op}, epoch {epoch}: a hole at {block}: {wrong}"));
+                }
+            }
+        }
+        if next == asked.offset || next > asked.end() {
+            self.violate(format!(
+                "op {op}: extents of {asked} that end at {next}: {extents:?}"
+            ));
         }
     }
 
@@ -407,7 +450,8 @@ impl World {
         let range = ByteRange::new(first * BLOCK, len * BLOCK);
         let fua = self.rng.chance(10);
         let request = match self.rng.below(100) {
-            0..45 => Request::Read(range),
+            0..40 => Request::Read(range),
+            40..45 => Request::Extents(range),
             45..85 => {
                 let blocks: Arc<[u64]> = (0..len).map(|_| op).collect();
                 Request::Write {

@@ -169,7 +169,7 @@ impl World {
         let (range, epoch) = match action {
             DiskAction::Write { range, data, .. } => (*range, data.epoch),
             DiskAction::Zero { range, .. } => (*range, promised),
-            DiskAction::Read { .. } | DiskAction::Flush => return,
+            DiskAction::Read { .. } | DiskAction::Extents { .. } | DiskAction::Flush => return,
         };
         let marked = range.regions().all(|region| disk.stored_dirty.get(region));
         if epoch < promised {
@@ -211,6 +211,10 @@ impl World {
             ));
         }
         let (_, disk) = self.nodes[node].store.as_mut().unwrap();
+        if let DiskAction::Extents { range } = running.action {
+            let extents = disk.extents(&mut self.rng, range);
+            return self.replica_event(node, replica::Event::ExtentsFound { op, extents });
+        }
         let writes = matches!(running.action, DiskAction::Write { .. } | DiskAction::Zero { .. });
         let reads = matches!(running.action, DiskAction::Read { .. });
         let result = if disk.broken && !reads {

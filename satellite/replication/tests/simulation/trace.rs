@@ -2,6 +2,7 @@
 
 use stor_replication::body::Body;
 use stor_replication::engine;
+use stor_replication::extents::Extent;
 use stor_replication::replica;
 use stor_replication::wire::Header;
 
@@ -26,6 +27,15 @@ pub(crate) fn header(header: &Header, body: &Body<Data>) -> String {
     )
 }
 
+/// As many dashes as blocks of holes, hashes for data.
+fn holes(extents: &[Extent]) -> String {
+    let sign = |extent: &Extent| {
+        let sign = if extent.hole { "-" } else { "#" };
+        sign.repeat(extent.length as usize / 4096)
+    };
+    extents.iter().map(sign).collect()
+}
+
 pub(crate) fn replica_event(event: &replica::Event<Data>) -> String {
     match event {
         replica::Event::Request {
@@ -40,6 +50,7 @@ pub(crate) fn replica_event(event: &replica::Event<Data>) -> String {
                 result.as_ref().map_or_else(|e| format!("{e:?}"), |_| "ok".into())
             )
         }
+        replica::Event::ExtentsFound { op, extents } => format!("extents {op} {}", holes(extents)),
         replica::Event::PagesStored { result } => format!("pages {result:?}"),
         replica::Event::Tick => "tick".into(),
     }
@@ -84,6 +95,7 @@ pub(crate) fn request(request: &engine::Request<Data>) -> String {
         engine::Request::Zero { range, fua, .. } => {
             format!("zero {}+{} fua {fua}", range.offset / 4096, range.len / 4096)
         }
+        engine::Request::Extents(range) => format!("extents {}+{}", range.offset / 4096, range.len / 4096),
         engine::Request::Flush => "flush".into(),
     }
 }
@@ -124,6 +136,7 @@ pub(crate) fn engine_command(command: &engine::Command<Data>) -> String {
         engine::Command::Disconnect { replica, link } => format!("disconnect r{replica} link {}", link.0),
         engine::Command::Send { header: of, body, .. } => header(of, body),
         engine::Command::Propose { proposal, change } => format!("propose {proposal} {change:?}"),
+        engine::Command::CompleteExtents { io, extents } => format!("complete {io} {}", holes(extents)),
         engine::Command::Complete { io, result } => {
             let text = match result {
                 Ok(Some(data)) => format!("{:?}", data.blocks),
