@@ -1,12 +1,11 @@
-//! PostgreSQL with checksums, small caches and frequent checkpoints, as a process group of its own.
+//! PostgreSQL with checksums, small caches and frequent checkpoints.
 
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Database, TABLES, ask};
 use crate::wait;
@@ -68,6 +67,15 @@ impl Postgres {
 
     fn socket_dir(&self) -> String {
         self.sockets.path().display().to_string()
+    }
+
+    /// Every process of the server: they work in its directory.
+    fn processes(&self) -> Vec<i32> {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries
+            .filter(|entry| std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == self.data))
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
     }
 
     fn log(&self) -> PathBuf {
@@ -146,7 +154,7 @@ impl Database for Postgres {
         for setting in settings {
             command.args(["-c", setting]);
         }
-        command.stdout(log.try_clone()?).stderr(log).process_group(0);
+        command.stdout(log.try_clone()?).stderr(log);
         self.server = Some(command.spawn().context("starting postgres")?);
         wait::that(wait::LONG, "postgres answers", || {
             if let Some(server) = &mut self.server
@@ -186,11 +194,20 @@ impl Database for Postgres {
         let Some(mut server) = self.server.take() else {
             return;
         };
-        if let Some(group) = i32::try_from(server.id()).ok().and_then(Pid::from_raw) {
-            // None left is as good.
-            _ = kill_process_group(group, Signal::KILL);
-        }
+        // Gone already is as good. Its backends have sessions of their own, and one that waits for a lock of another
+        // does not notice that the server is gone.
+        _ = server.kill();
         _ = server.wait();
+        let start = Instant::now();
+        while let left = self.processes()
+            && !left.is_empty()
+            && start.elapsed() < wait::LONG
+        {
+            for pid in left.into_iter().filter_map(Pid::from_raw) {
+                _ = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 
     fn client(&self) -> Command {

@@ -95,6 +95,9 @@ impl Sessions {
     /// Ends them after the transactions under way; of a database that was killed, as they find out.
     pub fn stop(self) -> anyhow::Result<Vec<Committed>> {
         self.stop.store(true, Ordering::SeqCst);
+        wait::until(wait::LONG, "the sessions' last transactions are over", || {
+            Ok(self.threads.iter().all(JoinHandle::is_finished))
+        })?;
         let commits = self.commits.load(Ordering::SeqCst);
         println!("{commits} transactions were committed");
         let ended = self
