@@ -96,6 +96,9 @@ impl Timing {
             notification_channel_size: Some(4_096),
             // Followers write while the leader's own fsync still runs: one disk latency per commit, not two.
             broadcast_submitted_on_append: Some(true),
+            // So a leader may end before its own disk has what its followers have committed. Were it to lead on in
+            // its term, it would give the same log ids to other entries: it has to be elected anew.
+            enable_leader_restore: Some(false),
             enable_pre_vote: Some(true),
             ..openraft::Config::default()
         }

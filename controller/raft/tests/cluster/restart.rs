@@ -167,3 +167,38 @@ async fn a_log_that_ends_before_the_catalogue_is_continued() {
     cluster.assert_equal().await;
     cluster.stop_all().await;
 }
+
+/// Followers may have an entry on disk, and so have committed it, while the leader's own disk has not. A leader that
+/// comes back without it must not go on in its term: it would give the entry's number to another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_lost_what_it_had_not_flushed_does_not_lead_on() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.write(set("a", "flushed everywhere")).await;
+    cluster.assert_equal().await;
+    let leader = cluster.leader().await;
+    let before = tempfile::tempdir().unwrap();
+    copy_in_order(&cluster.path(leader), before.path());
+    cluster.write(set("b", "not on the leader's disk")).await;
+    cluster.assert_equal().await;
+    let mut all = Vec::new();
+    for id in [1, 2, 3] {
+        all.push(cluster.stop(id).await);
+    }
+    for options in &all {
+        if options.dir == cluster.path(leader) {
+            std::fs::remove_dir_all(&options.dir).unwrap();
+            std::fs::create_dir(&options.dir).unwrap();
+            copy_in_order(before.path(), &options.dir);
+        }
+    }
+    for options in all {
+        cluster.start(options).await;
+    }
+    cluster.write(set("c", "after the cut")).await;
+    cluster.assert_equal().await;
+    for id in [1, 2, 3] {
+        let known = value(cluster.members[&id].node.reader(), "b").await;
+        assert_eq!(known.as_deref(), Some("not on the leader's disk"), "node {id}");
+    }
+    cluster.stop_all().await;
+}
