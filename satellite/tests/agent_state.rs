@@ -332,11 +332,12 @@ fn a_row_is_read_with_all_it_says() {
 
 #[test]
 fn a_row_that_is_none_is_refused() {
-    let broken: [fn(&mut proto::Volume); 6] = [
+    let broken: [fn(&mut proto::Volume); 7] = [
         |volume| volume.volume_id.clear(),
         |volume| volume.lineage = "x".to_owned(),
         |volume| volume.size_bytes = 4095,
         |volume| volume.size_bytes = 0,
+        |volume| volume.size_bytes = (64 << 40) + 4096,
         |volume| volume.min_in_sync = 300,
         |volume| volume.members[1].reason = "bored".to_owned(),
     ];

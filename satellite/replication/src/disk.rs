@@ -268,11 +268,11 @@ impl Superblock {
         out
     }
 
-    /// From a page body whose checksum held.
+    /// From a page body whose checksum held. A size no volume can have is damage too: maps are made by it.
     pub fn decode(body: &[u8]) -> Option<Self> {
         let mut from = Reader(body);
         let mut superblock = Self {
-            size: from.u64()?,
+            size: from.u64().filter(|size| *size <= MAX_VOLUME)?,
             lineage: Lineage(from.uuid()?),
             fence: Epoch(from.u64()?),
             view: View {

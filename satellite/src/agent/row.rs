@@ -9,6 +9,7 @@ use stor_replication::catalogue::{
     Change, EjectReason, MAX_REPLICAS, Member, MemberState, Refusal, VolumeRow, decide,
 };
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_replication::range::{MAX_VOLUME, SECTOR};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -85,7 +86,7 @@ fn uuid(what: &'static str, text: &str) -> Result<Uuid, RowError> {
 
 /// Checks a volume's size.
 pub fn size(bytes: u64) -> Result<u64, RowError> {
-    if bytes == 0 || !bytes.is_multiple_of(4096) {
+    if bytes == 0 || bytes > MAX_VOLUME || !bytes.is_multiple_of(SECTOR) {
         return Err(RowError::OutOfRange {
             what: "the size of a volume",
             number: bytes,

@@ -17,6 +17,7 @@ use stor_replication::disk::{
 };
 use stor_replication::ids::{CacheId, ConfigSeq, Epoch, Lineage, OpId, ReplicaId, View, VolumeId};
 use stor_replication::info::{Info, Roster};
+use stor_replication::range::MAX_VOLUME;
 use stor_replication::replica::{LoadError, Replica};
 use stor_replication::time::Time;
 use stor_replication::wire::{
@@ -181,6 +182,16 @@ fn without_a_good_copy_nothing_is_believed() {
         Err(FormatError::Superblock)
     );
     assert_eq!(read(&bad, &good), Ok((6, superblock())));
+}
+
+/// Maps are made by the size: one that no volume can have must not make the satellite ask for terabytes.
+#[test]
+fn a_size_no_volume_can_have_is_damage() {
+    let of = |size: u64| page(6, &Superblock { size, ..superblock() });
+    for size in [MAX_VOLUME + 1, 1 << 63, u64::MAX] {
+        assert_eq!(read(&of(size), &of(size)), Err(FormatError::Superblock), "{size}");
+    }
+    assert!(read(&of(MAX_VOLUME), &[]).is_ok());
 }
 
 #[test]
