@@ -5,6 +5,7 @@
 //! beginning and end; [`check`] judges what was noted of one block. Nothing of it is kept in the volume.
 
 mod check;
+mod client;
 mod crowd;
 mod record;
 
