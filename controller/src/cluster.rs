@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 use stor_raft::{Node, ProposeError};
+use stor_right::Signer;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,8 @@ pub struct Cluster {
     pub observed: Observed,
     /// Their sessions.
     pub sessions: Sessions,
+    /// Signs rights to attach.
+    pub signer: Signer,
     /// Term and beginning of the present leadership.
     leading: Mutex<Option<(u64, Instant)>>,
     /// Cancelled when this controller is told to stop.
@@ -95,11 +98,12 @@ impl Look {
 
 impl Cluster {
     /// Around a Raft node.
-    pub fn new(raft: Node<Catalogue>) -> Self {
+    pub fn new(raft: Node<Catalogue>, signer: Signer) -> Self {
         Self {
             raft,
             observed: Observed::default(),
             sessions: Sessions::default(),
+            signer,
             leading: Mutex::default(),
             stopping: CancellationToken::new(),
         }

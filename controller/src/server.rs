@@ -19,7 +19,8 @@ use crate::catalogue::{Action, Catalogue, Command};
 use crate::cluster::{Cluster, now};
 use crate::rest::{Front, app};
 use crate::settings::{Settings, SettingsError};
-use crate::{reconcile, session};
+use crate::signing_key::{self, SigningKeyError};
+use crate::{reconcile, session, signers};
 
 /// Requests under way when the process ends get this long.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -35,6 +36,9 @@ pub enum StartError {
     /// Its storage.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Its key for rights.
+    #[error(transparent)]
+    SigningKey(#[from] SigningKeyError),
     /// The peers' port.
     #[error("{source}; is another program on it? choose another port with --peer-listen")]
     Peer {
@@ -91,6 +95,15 @@ pub async fn init(dir: &Path, settings: Settings, timing: Timing) -> Result<Sett
             action: Action::InitCluster { id: Uuid::new_v4() },
         };
         node.propose(command).await.map_err(StartError::Init)?.ok();
+        let command = Command {
+            at: now(),
+            action: Action::AddSigner {
+                controller: node.me().id,
+                name: node.me().name.clone(),
+                key: signing_key::open(dir)?.public(),
+            },
+        };
+        node.propose(command).await.map_err(StartError::Init)?.ok();
         Ok::<(), StartError>(())
     };
     let result = done.await;
@@ -140,6 +153,13 @@ pub async fn start(dir: &Path, settings: &Settings, timing: Timing) -> Result<Ru
         .local_addr()
         .map_err(|source| StartError::Api { address, source })?;
     let node = open(dir, settings, timing).await?;
+    let signer = match signing_key::open(dir) {
+        Ok(signer) => signer,
+        Err(error) => {
+            node.shutdown().await;
+            return Err(error.into());
+        }
+    };
     let peers = match node.bind().await {
         Ok(listener) => listener,
         Err(source) => {
@@ -147,11 +167,12 @@ pub async fn start(dir: &Path, settings: &Settings, timing: Timing) -> Result<Ru
             return Err(StartError::Peer { source });
         }
     };
-    let cluster = Arc::new(Cluster::new(node.clone()));
+    let cluster = Arc::new(Cluster::new(node.clone(), signer));
     let front = Arc::new(Front::new(Arc::clone(&cluster)));
     let stop = cluster.stopping.clone();
     let handler: Arc<dyn PeerHandler> = Arc::clone(&front) as Arc<dyn PeerHandler>;
-    let satellites = Routes::new(session::Service::new(Arc::clone(&cluster)));
+    let satellites = Routes::new(session::Service::new(Arc::clone(&cluster)))
+        .add_service(signers::Service::new(Arc::clone(&cluster)));
     let peer_server = tokio::spawn(async move {
         if let Err(error) = node.serve_with(peers, handler, satellites).await {
             tracing::error!(%error, "peers and satellites are not served any more");
@@ -167,6 +188,7 @@ pub async fn start(dir: &Path, settings: &Settings, timing: Timing) -> Result<Ru
     let working = vec![
         tokio::spawn(session::follow_desired(Arc::clone(&cluster))),
         tokio::spawn(reconcile::run(Arc::clone(&cluster))),
+        tokio::spawn(signers::run(Arc::clone(&cluster))),
     ];
     tracing::info!(name = %settings.name, api = %api_address, peers = %settings.peer_listen, "controller runs");
     Ok(Running {

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use stor_replication::catalogue::{Change, Refusal, VolumeRow};
 use stor_replication::ids::{Epoch, ReplicaId, VolumeId};
+use stor_right::SignedRight;
 
 /// Largest message, bytes.
 pub const MAX_MESSAGE: usize = 1 << 20;
@@ -66,6 +67,9 @@ pub struct Config {
     pub transport: Transport,
     /// Refuse writes.
     pub read_only: bool,
+    /// What replicas are opened with; renewed as long as the volume is attached.
+    #[serde(default)]
+    pub right: SignedRight,
 }
 
 /// Engine to agent.

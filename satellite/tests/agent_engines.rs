@@ -16,6 +16,7 @@ use std::time::Duration;
 use stor_proto::satellite::{EngineState, EngineStatus};
 use stor_replication::catalogue::{Change, Member, MemberState, VolumeRow, decide};
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_right::SignedRight;
 use stor_satellite::agent::ask::{self, Ask, Question, Reply};
 use stor_satellite::agent::desired::{Desired, TransportKind, WantedEngine};
 use stor_satellite::agent::row::Volume;
@@ -83,6 +84,7 @@ impl Catalogue {
                 name: name.clone(),
                 row: row.clone(),
                 addresses: Vec::new(),
+                right: right_to(row.view.epoch),
             });
             let reply = match refused {
                 None => Reply::Row(volume),
@@ -162,6 +164,8 @@ struct World {
     name: &'static str,
     transport: TransportKind,
     read_only: bool,
+    /// The desired right, in place of that of the epoch.
+    right: Option<SignedRight>,
     catalogue: Arc<Catalogue>,
     devices: Arc<Noted>,
     paths: Paths,
@@ -187,6 +191,11 @@ fn fake_engine() -> PathBuf {
     let engine = target.join("examples/fake-engine");
     assert!(engine.exists(), "build the examples of this crate first");
     engine
+}
+
+/// Stands for the right to an epoch; nobody here checks it.
+fn right_to(epoch: Epoch) -> SignedRight {
+    SignedRight::new(epoch.0.to_le_bytes().to_vec())
 }
 
 fn first_row(volume: VolumeId) -> VolumeRow {
@@ -239,6 +248,7 @@ impl World {
             name,
             transport,
             read_only: false,
+            right: None,
             catalogue,
             devices,
             paths,
@@ -259,6 +269,7 @@ impl World {
     fn desire(&mut self, row: VolumeRow, stop: bool) {
         let volume = Volume {
             name: self.name.to_owned(),
+            right: self.right.clone().unwrap_or_else(|| right_to(row.view.epoch)),
             row,
             addresses: Vec::new(),
         };
@@ -384,6 +395,34 @@ async fn a_dead_engine_is_followed_by_one_of_a_new_epoch() {
     world.kill();
     world.state(EngineState::Serving, 3).await;
     assert_eq!(world.catalogue.asked(), [World::restart(1), World::restart(2)]);
+}
+
+#[tokio::test]
+async fn an_engine_has_the_right_to_its_epoch_and_each_renewal_of_it() {
+    let mut world = World::new("db", TransportKind::Socket);
+    world.serve();
+    world.state(EngineState::Serving, 1).await;
+    let heard = |world: &World, right: &SignedRight| {
+        let told = format!("\"right\":{}", serde_json::to_string(right).unwrap());
+        world.heard().contains(&told).then_some(())
+    };
+    until("the right to epoch 1", || heard(&world, &right_to(Epoch(1)))).await;
+    let process = world.process();
+    let renewed = SignedRight::new(vec![99; 4]);
+    world.right = Some(renewed.clone());
+    world.serve();
+    until("the renewed right", || heard(&world, &renewed)).await;
+    assert_eq!(world.process(), process);
+    // What is desired is of before: the right to the new epoch comes with the answer that grants it.
+    world.kill();
+    world.state(EngineState::Serving, 2).await;
+    until("the right to epoch 2", || heard(&world, &right_to(Epoch(2)))).await;
+    world.serve();
+    until("a right that is newer than the answer's", || {
+        let last = world.heard().lines().last().unwrap_or_default().to_owned();
+        last.contains("\"right\":[99,").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

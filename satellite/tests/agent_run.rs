@@ -145,7 +145,7 @@ fn desired(revision: u64, pools: Vec<proto::Pool>, replicas: Vec<proto::Replica>
         revision,
         pools,
         replicas,
-        engines: Vec::new(),
+        ..Default::default()
     })
 }
 

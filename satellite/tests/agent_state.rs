@@ -58,6 +58,14 @@ fn volume(number: u128, epoch: u64, revision: u64) -> proto::Volume {
                 ..Default::default()
             },
         ],
+        right: vec![7; 9],
+    }
+}
+
+fn key(number: u8, retired: bool) -> proto::SigningKey {
+    proto::SigningKey {
+        public: vec![number; 32],
+        retired,
     }
 }
 
@@ -91,6 +99,7 @@ fn desired(revision: u64) -> proto::Desired {
         }],
         replicas: vec![replica(1)],
         engines: vec![engine(1, 5, 50)],
+        keys: vec![key(1, false)],
     }
 }
 
@@ -301,6 +310,7 @@ fn a_row_is_read_with_all_it_says() {
         (Some("k1"), false, true, 1)
     );
     assert_eq!(read.addresses, [(ReplicaId(0), "10.0.0.1:3371".to_owned())]);
+    assert_eq!(read.right.bytes(), [7; 9]);
     let (one, two) = (&row.replicas[&ReplicaId(0)], &row.replicas[&ReplicaId(1)]);
     assert_eq!((one.joined, one.state), (Some(ConfigSeq(2)), MemberState::InSync));
     let reason = EjectReason::Unreachable;
@@ -513,4 +523,40 @@ fn sockets_have_paths_the_kernel_takes() {
     deep.paths().remove_engine(volume).unwrap();
     assert!(!deep.paths().engine_sockets(volume).exists());
     fs::remove_dir(deep.paths().engine_sockets(volume).parent().unwrap()).unwrap();
+}
+
+fn keys(store: &Store) -> Vec<(u8, bool)> {
+    let keys = store.desired().unwrap().keys.keys();
+    keys.iter()
+        .map(|trusted| (trusted.key.0[0], trusted.retired))
+        .collect()
+}
+
+/// Replicas of a node that starts while no controller answers have to know whom to let in.
+#[test]
+fn signing_keys_are_kept_and_an_older_catalogue_takes_none_away() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("desired");
+    let mut store = Store::load(&path).unwrap();
+    let with = |revision, keys: &[proto::SigningKey]| proto::Desired {
+        keys: keys.to_vec(),
+        ..desired(revision)
+    };
+    accept(&mut store, with(10, &[key(1, true), key(2, false)]));
+    assert_eq!(keys(&Store::load(&path).unwrap()), [(1, true), (2, false)]);
+    assert!(accept(&mut store, with(9, &[key(1, false), key(3, false)])).behind);
+    let merged = [(2, false), (1, true), (3, false)];
+    assert_eq!(keys(&store), merged);
+    assert_eq!(keys(&Store::load(&path).unwrap()), merged);
+    assert!(!accept(&mut store, with(11, &[key(3, false)])).behind);
+    assert_eq!(keys(&store), [(3, false)]);
+    let short = proto::SigningKey {
+        public: vec![1; 31],
+        retired: false,
+    };
+    let refused = store
+        .accept::<StoreError>(with(12, &[short]), |_| Ok(()))
+        .unwrap_err();
+    assert!(refused.to_string().contains("31 bytes"), "{refused}");
+    assert_eq!(keys(&store), [(3, false)]);
 }

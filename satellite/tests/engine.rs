@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use stor_replication::catalogue::{Member, MemberState, VolumeRow, decide};
 use stor_replication::ids::{CacheId, ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_right::{Keyring, Seconds, SignedRight, Signer, Statement, TrustedKey};
 use stor_satellite::control::{Config, FromEngine, Report, State, ToEngine, Transport};
 use stor_satellite::replicas::{ReplicaSpec, ReplicaState, Server};
 use tempfile::TempDir;
@@ -40,6 +41,7 @@ struct Storage {
     specs: Vec<ReplicaSpec>,
     volume: VolumeId,
     lineage: Lineage,
+    signer: Signer,
 }
 
 impl Storage {
@@ -50,6 +52,11 @@ impl Storage {
             specs: Vec::new(),
             volume,
             lineage,
+            signer: Signer::generate().unwrap().0,
+        };
+        let trusted = TrustedKey {
+            key: storage.signer.public(),
+            retired: false,
         };
         for number in 1..=count {
             let spec = ReplicaSpec {
@@ -63,6 +70,7 @@ impl Storage {
                 cache: CacheId(Uuid::new_v4()),
             };
             let server = Server::start("127.0.0.1:0".parse().unwrap()).unwrap();
+            server.trust(Keyring::new(vec![trusted]));
             server.set(vec![spec.clone()]);
             wait_for("the replica", || {
                 let report = server.report();
@@ -74,6 +82,19 @@ impl Storage {
             storage.specs.push(spec);
         }
         storage
+    }
+
+    /// What a controller would sign, `ago` before now.
+    fn right(&self, epoch: Epoch, ago: Duration) -> SignedRight {
+        let issued = Seconds(Seconds::now().0 - ago.as_secs());
+        self.signer.sign(&Statement {
+            volume: self.volume,
+            epoch,
+            node: "k1".to_owned(),
+            read_only: false,
+            issued,
+            expires: issued.after(Duration::from_mins(10)),
+        })
     }
 
     fn row(&self) -> VolumeRow {
@@ -111,10 +132,16 @@ struct Engine {
     row: VolumeRow,
     report: Option<Report>,
     socket: PathBuf,
+    config: Option<Config>,
 }
 
 impl Engine {
     fn start(dir: &Path, storage: &Storage, row: VolumeRow) -> Self {
+        let right = storage.right(row.view.epoch, Duration::ZERO);
+        Self::start_with(dir, storage, row, right)
+    }
+
+    fn start_with(dir: &Path, storage: &Storage, row: VolumeRow, right: SignedRight) -> Self {
         let path = dir.join("control.sock");
         let log = std::fs::File::create(dir.join("engine.log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_stor-satellite"))
@@ -136,6 +163,7 @@ impl Engine {
                 .collect(),
             transport: Transport::Socket { path: socket.clone() },
             read_only: false,
+            right,
         };
         let mut engine = Self {
             child,
@@ -143,9 +171,19 @@ impl Engine {
             row,
             report: None,
             socket,
+            config: None,
         };
-        engine.tell(&ToEngine::Configure(config));
+        engine.tell(&ToEngine::Configure(config.clone()));
+        engine.config = Some(config);
         engine
+    }
+
+    /// The right is renewed.
+    fn renew(&mut self, right: SignedRight) {
+        let config = self.config.take().unwrap();
+        let config = Config { right, ..config };
+        self.tell(&ToEngine::Configure(config.clone()));
+        self.config = Some(config);
     }
 
     fn tell(&mut self, message: &ToEngine) {
@@ -348,4 +386,80 @@ fn a_replica_is_served_only_when_nobody_else_has_its_files() {
             .any(|replica| replica.state == ReplicaState::Ready)
             .then_some(())
     });
+}
+
+/// What a replica has stored about itself.
+fn superblock(spec: &ReplicaSpec) -> Vec<u8> {
+    // Both copies; the rest is holes for a large part.
+    let mut bytes = vec![0; 2 * stor_replication::disk::PAGE];
+    std::fs::File::open(&spec.meta)
+        .unwrap()
+        .read_exact(&mut bytes)
+        .unwrap();
+    bytes
+}
+
+#[test]
+fn an_engine_without_a_good_right_waits_says_why_and_goes_on_once_it_has_one() {
+    let dir = directory();
+    let storage = Storage::new(dir.path(), 2);
+    let before: Vec<_> = storage.specs.iter().map(superblock).collect();
+    let hour = Duration::from_hours(1);
+    let expired = storage.right(Epoch(1), hour);
+    let mut engine = Engine::start_with(dir.path(), &storage, storage.row(), expired);
+    for (right, told) in [
+        (SignedRight::default(), "there is none"),
+        (storage.right(Epoch(2), Duration::ZERO), "it is for another epoch"),
+        (storage.right(Epoch(1), hour), "it has expired"),
+    ] {
+        engine.renew(right);
+        while engine
+            .report
+            .as_ref()
+            .is_none_or(|report| !report.reason.contains(told))
+        {
+            engine.hear();
+        }
+        let report = engine.report.clone().unwrap();
+        assert_eq!(report.state, State::Starting, "{report:?}");
+        assert!(
+            report
+                .reason
+                .contains("on node s1 refuses the right to this epoch"),
+            "{report:?}"
+        );
+    }
+    let after: Vec<_> = storage.specs.iter().map(superblock).collect();
+    assert!(before == after, "a refused Open was stored");
+    engine.renew(storage.right(Epoch(1), Duration::ZERO));
+    engine.wait_serving();
+    assert!(engine.stop(), "not clean");
+}
+
+/// Nobody may be there to renew it: what is attached goes on over a restart of a replica's satellite.
+#[test]
+fn an_expired_right_opens_the_epoch_it_opened_before() {
+    let dir = directory();
+    let mut storage = Storage::new(dir.path(), 2);
+    let mut engine = Engine::start(dir.path(), &storage, storage.row());
+    engine.wait_serving();
+    engine.renew(storage.right(Epoch(1), Duration::from_hours(24)));
+    let old = storage.servers.remove(0);
+    old.set(Vec::new());
+    wait_for("the replica to be closed", || {
+        old.report().is_empty().then_some(())
+    });
+    old.set(vec![storage.specs[0].clone()]);
+    wait_for("the replica", || {
+        let report = old.report();
+        report
+            .iter()
+            .any(|replica| replica.state == ReplicaState::Ready)
+            .then_some(())
+    });
+    run(
+        "qemu-io",
+        &["-f", "raw", "-c", "write -P 7 0 1M", "-c", "flush", &engine.uri()],
+    );
+    assert!(engine.stop(), "not clean, or a replica was removed");
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use stor_replication::ids::{CacheId, ConfigSeq, Epoch, Lineage, OpId, ReplicaId, View, VolumeId};
 use stor_replication::info::Roster;
 use stor_replication::wire::{Framed, HEADER, Header, Kind, Status, crc32c, flags};
+use stor_right::{Keyring, Seconds, Signer, Statement, TrustedKey};
 use stor_satellite::replicas::{ReplicaSpec, ReplicaState, Server};
 use uuid::Uuid;
 
@@ -78,6 +79,7 @@ impl Drop for Disk {
 struct Storage {
     server: Server,
     spec: ReplicaSpec,
+    signer: Signer,
 }
 
 impl Storage {
@@ -93,7 +95,12 @@ impl Storage {
             cache: CacheId(Uuid::new_v4()),
         };
         let server = Server::start("127.0.0.1:0".parse().unwrap()).unwrap();
-        let storage = Self { server, spec };
+        let signer = Signer::generate().unwrap().0;
+        server.trust(Keyring::new(vec![TrustedKey {
+            key: signer.public(),
+            retired: false,
+        }]));
+        let storage = Self { server, spec, signer };
         storage.serve();
         storage
     }
@@ -131,7 +138,16 @@ impl Storage {
             .stream
             .set_read_timeout(Some(Duration::from_secs(30)))
             .unwrap();
-        assert_eq!(engine.ask(Kind::Open, flags, (0, 0), &[]).0, Status::Ok);
+        let issued = Seconds::now();
+        let right = self.signer.sign(&Statement {
+            volume: self.spec.volume,
+            epoch: Epoch(epoch),
+            node: "k1".to_owned(),
+            read_only: false,
+            issued,
+            expires: issued.after(Duration::from_mins(10)),
+        });
+        assert_eq!(engine.ask(Kind::Open, flags, (0, 0), right.bytes()).0, Status::Ok);
         engine
     }
 }

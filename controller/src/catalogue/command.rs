@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use stor_replication::catalogue::Change;
 use stor_replication::ids::{Epoch, Lineage, ReplicaId, VolumeId};
+use stor_right::PublicKey;
 use uuid::Uuid;
 
 /// An entry of the log.
@@ -29,6 +30,21 @@ pub enum Action {
     InitCluster {
         /// The identity.
         id: Uuid,
+    },
+    /// A controller signs rights with this key from now on; one it had before is retired. Only the public half:
+    /// the log, snapshots and backups hold no secret.
+    AddSigner {
+        /// Controller, by its id in Raft.
+        controller: u64,
+        /// Its name, for the event.
+        name: String,
+        /// The key.
+        key: PublicKey,
+    },
+    /// A controller is no more: its keys open no new epoch.
+    RetireSigners {
+        /// Controller, by its id in Raft.
+        controller: u64,
     },
     /// A new node.
     RegisterNode(NodeWish),

@@ -11,7 +11,7 @@ use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId
 use uuid::Uuid;
 
 use super::command::{ClassWish, NodeKind, PoolWish, Purpose};
-use super::row::{Attachment, Class, Event, Node, Place, Pool, ReplicaPhase, Volume, VolumePhase};
+use super::row::{Attachment, Class, Event, Node, Place, Pool, ReplicaPhase, Signer, Volume, VolumePhase};
 use super::sql;
 
 type Result<T> = std::result::Result<T, Error>;
@@ -227,6 +227,21 @@ pub async fn cluster_id(conn: &mut SqliteConnection) -> Result<Option<Uuid>> {
         .await?
         .map(|row| uuid(&row, "id"))
         .transpose()
+}
+
+impl FromRow<'_, SqliteRow> for Signer {
+    fn from_row(row: &SqliteRow) -> Result<Self> {
+        Ok(Self {
+            controller: row.try_get("controller")?,
+            key: word(row, "key", |text| text.parse().ok())?,
+            retired: row.try_get("retired")?,
+        })
+    }
+}
+
+/// The keys of all controllers, oldest first.
+pub async fn signers(conn: &mut SqliteConnection) -> Result<Vec<Signer>> {
+    sqlx::query_as(sql::SIGNERS).fetch_all(conn).await
 }
 
 /// All nodes, by name.

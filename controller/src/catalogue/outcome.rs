@@ -49,6 +49,8 @@ pub enum Kind {
     Attachment,
     /// The whole.
     Cluster,
+    /// One of those who keep the catalogue.
+    Controller,
 }
 
 impl Kind {
@@ -61,6 +63,7 @@ impl Kind {
             Self::Volume => "volume",
             Self::Attachment => "attachment",
             Self::Cluster => "cluster",
+            Self::Controller => "controller",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use stor_replication::catalogue::VolumeRow;
 use stor_replication::ids::ReplicaId;
+use stor_right::PublicKey;
 
 use super::command::{ClassWish, NodeKind, PoolWish, Probe, Purpose, VolumeWish};
 
@@ -120,6 +121,17 @@ pub struct Attachment {
     pub purpose: Purpose,
     /// The engine is asked to end.
     pub detaching: bool,
+}
+
+/// A key rights are signed with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Signer {
+    /// Whose, by its id in Raft.
+    pub controller: u64,
+    /// The key.
+    pub key: PublicKey,
+    /// It opens no new epoch.
+    pub retired: bool,
 }
 
 /// Something that happened.

@@ -15,6 +15,16 @@ statements! {
     CLUSTER = "SELECT id, created FROM cluster";
     INSERT_CLUSTER = "INSERT INTO cluster (one, id, created) VALUES (1, ?, ?)";
 
+    SIGNERS = "SELECT key, controller, retired FROM signers ORDER BY added, key";
+    ADD_SIGNER = "INSERT INTO signers (key, controller, retired, added) VALUES (?, ?, 0, ?) \
+        ON CONFLICT (key) DO UPDATE SET controller = excluded.controller, retired = 0, added = excluded.added";
+    RETIRE_SIGNERS = "UPDATE signers SET retired = 1 WHERE controller = ?";
+    /// `?`: how many retired ones are kept, the newest.
+    TRIM_SIGNERS = "DELETE FROM signers WHERE retired = 1 AND key NOT IN \
+        (SELECT key FROM signers WHERE retired = 1 ORDER BY added DESC, key LIMIT ?)";
+    /// Marks every node as possibly wanting another desired state.
+    TOUCH_NODES = "UPDATE nodes SET desired = ?";
+
     NODES = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \
         desired, revision FROM nodes ORDER BY name";
     NODE = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \

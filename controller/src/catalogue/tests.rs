@@ -707,6 +707,62 @@ async fn only_the_newest_events_are_kept() {
     assert!(kept.iter().all(|e| e.seq > first + 1), "older ones were dropped");
 }
 
+fn add_signer(controller: u64, key: u8) -> Action {
+    Action::AddSigner {
+        controller,
+        name: format!("c{controller}"),
+        key: stor_right::PublicKey([key; 32]),
+    }
+}
+
+/// Whose, key and whether it is retired, in order.
+async fn signers(c: &mut Catalogue) -> Vec<(u64, u8, bool)> {
+    let signers = load::signers(&mut c.conn).await.unwrap();
+    signers
+        .iter()
+        .map(|one| (one.controller, one.key.0[0], one.retired))
+        .collect()
+}
+
+#[tokio::test]
+async fn signing_keys_come_go_and_concern_every_node() {
+    let mut c = cluster().await;
+    let before = c.desired("k1").await;
+    assert_eq!(c.run(add_signer(1, 11)).await, Ok(Outcome::Created));
+    assert!(c.desired("k1").await > before && c.desired("s1").await > before);
+    assert_eq!(c.run(add_signer(1, 11)).await, Ok(Outcome::Unchanged));
+    c.run(add_signer(2, 9)).await.unwrap();
+    // It lost its key and made another.
+    c.run(add_signer(1, 12)).await.unwrap();
+    assert_eq!(
+        signers(&mut c).await,
+        [(1, 11, true), (2, 9, false), (1, 12, false)]
+    );
+    let before = c.desired("s2").await;
+    let retire = Action::RetireSigners { controller: 2 };
+    assert_eq!(c.run(retire.clone()).await, Ok(Outcome::Changed));
+    assert!(c.desired("s2").await > before);
+    assert_eq!(c.run(retire).await, Ok(Outcome::Unchanged));
+    assert_eq!(
+        signers(&mut c).await,
+        [(1, 11, true), (2, 9, true), (1, 12, false)]
+    );
+    // Back with the key it had.
+    c.run(add_signer(1, 11)).await.unwrap();
+    assert_eq!(
+        signers(&mut c).await,
+        [(2, 9, true), (1, 12, true), (1, 11, false)]
+    );
+    for key in 100..200 {
+        c.run(add_signer(3, key)).await.unwrap();
+    }
+    let kept = signers(&mut c).await;
+    let retired = kept.iter().filter(|(_, _, retired)| *retired).count();
+    assert_eq!((kept.len(), retired), (34, 32));
+    assert_eq!(kept[0], (1, 11, false), "one that is used is kept, however old");
+    assert_eq!(kept.last(), Some(&(3, 199, false)));
+}
+
 #[tokio::test]
 async fn replaying_the_log_gives_the_same_database() {
     let mut c = with_volume().await;
@@ -715,6 +771,9 @@ async fn replaying_the_log_gives_the_same_database() {
     })
     .await
     .unwrap();
+    c.run(add_signer(1, 7)).await.unwrap();
+    c.run(add_signer(1, 8)).await.unwrap();
+    c.run(Action::RetireSigners { controller: 1 }).await.unwrap();
     c.run(Action::CreateClass(ClassWish {
         name: "fast".into(),
         replicas: 3,

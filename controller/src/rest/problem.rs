@@ -191,7 +191,7 @@ impl From<Refused> for Failure {
                 Kind::Pool => {
                     "choose another name and a directory of its own, or ask for exactly what is there"
                 }
-                Kind::Node | Kind::Class | Kind::Volume | Kind::Cluster => {
+                Kind::Node | Kind::Class | Kind::Volume | Kind::Cluster | Kind::Controller => {
                     "choose another name, or ask for exactly what is there"
                 }
             }),

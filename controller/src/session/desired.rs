@@ -2,21 +2,55 @@
 
 use sqlx::SqliteConnection;
 use stor_proto::satellite as proto;
-use stor_replication::catalogue::MemberState;
+use stor_replication::catalogue::{MemberState, VolumeRow};
 
 use super::wire::{self, Addresses};
 use crate::catalogue::load::{self, Which};
-use crate::catalogue::row::{ReplicaPhase, Volume};
+use crate::catalogue::row::{ReplicaPhase, Signer, Volume};
+use crate::rights::Issuer;
 
-/// Loads the desired state of a node; `None` when the node is not registered.
-pub async fn load(conn: &mut SqliteConnection, node: &str) -> Result<Option<proto::Desired>, sqlx::Error> {
+/// Loads the desired state of a node, with its rights; `None` when the node is not registered.
+pub async fn load(
+    conn: &mut SqliteConnection,
+    node: &str,
+    issuer: Issuer<'_>,
+) -> Result<Option<proto::Desired>, sqlx::Error> {
     let Some(row) = load::node(conn, node).await? else {
         return Ok(None);
     };
     let pools = load::pools_on(conn, node).await?;
     let volumes = load::volumes_which(conn, Which::On(node)).await?;
     let addresses = addresses(conn).await?;
-    Ok(Some(desired(node, row.desired, pools, &volumes, &addresses)))
+    let mut desired = desired(node, row.desired, pools, &volumes, &addresses);
+    desired.keys = load::signers(conn).await?.iter().map(key).collect();
+    for volume in &volumes {
+        let id = volume.row.volume.to_string();
+        let mut engines = desired
+            .engines
+            .iter_mut()
+            .filter_map(|engine| engine.volume.as_mut());
+        if let Some(told) = engines.find(|told| told.volume_id == id) {
+            told.right = right(volume, &volume.row, issuer);
+        }
+    }
+    Ok(Some(desired))
+}
+
+/// The right to the epoch of a row of `volume`, as it is told; empty for whoever does not own it.
+pub(super) fn right(volume: &Volume, row: &VolumeRow, issuer: Issuer<'_>) -> Vec<u8> {
+    let read_only = volume
+        .attachment
+        .as_ref()
+        .is_some_and(|attachment| attachment.read_only);
+    let right = issuer.right(row, read_only).unwrap_or_default();
+    right.bytes().to_vec()
+}
+
+fn key(signer: &Signer) -> proto::SigningKey {
+    proto::SigningKey {
+        public: signer.key.0.to_vec(),
+        retired: signer.retired,
+    }
 }
 
 /// Where the nodes' replica servers are.
@@ -47,6 +81,8 @@ pub fn desired(
             .iter()
             .filter_map(|volume| engine(node, volume, addresses))
             .collect(),
+        // With the rights, by whoever gives them.
+        keys: Vec::new(),
     }
 }
 

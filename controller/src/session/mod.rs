@@ -23,6 +23,7 @@ use stor_proto::satellite::satellites_server::{Satellites, SatellitesServer};
 use stor_proto::satellite::{
     Desired, FromController, FromSatellite, Hello, Welcome, from_controller, from_satellite,
 };
+use stor_right::Seconds;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,6 +35,7 @@ pub use open::{Sessions, follow_desired};
 use crate::catalogue::{Action, Kind, Object, Refused, load};
 use crate::cluster::{Cluster, Trouble, now};
 use crate::observed::{HEARTBEAT, Heard};
+use crate::rights::{self, Issuer};
 
 /// Version of the protocol spoken.
 const PROTOCOL: u32 = 1;
@@ -43,6 +45,8 @@ const OUTGOING: usize = 64;
 const REQUESTS: usize = 256;
 /// A satellite that does not say hello, or does not take a message, in this time is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between looks whether the satellite's rights are to be renewed.
+const RENEW_LOOK: Duration = Duration::from_secs(5);
 /// A session without any message for this long is dead: its satellite is gone or stuck.
 const SILENCE: Duration = Duration::from_secs(15);
 
@@ -150,6 +154,7 @@ async fn run(
         requests: Arc::new(Semaphore::new(REQUESTS)),
         stuck: CancellationToken::new(),
         sent: None,
+        turn: Seconds::default(),
     };
     let result = session.serve(incoming, touched, &replaced).await;
     cluster.sessions.end(&hello.node, &replaced);
@@ -200,12 +205,15 @@ struct Session<'a> {
     stuck: CancellationToken,
     /// What the satellite was last told, without its revision.
     sent: Option<Desired>,
+    /// The turn of the rights it was told.
+    turn: Seconds,
 }
 
 /// What a session wakes up for.
 enum Wake {
     Message(Option<Result<FromSatellite, Status>>),
     Touched,
+    Time,
     NotLeader,
     Replaced,
     Silent,
@@ -235,6 +243,9 @@ impl Session<'_> {
         }))
         .await?;
         self.send_desired().await?;
+        let mut time = tokio::time::interval(RENEW_LOOK);
+        time.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut heard = tokio::time::Instant::now();
         loop {
             let wake = tokio::select! {
                 biased;
@@ -243,7 +254,10 @@ impl Session<'_> {
                 () = self.out.closed() => Wake::HungUp,
                 () = self.stuck.cancelled() => Wake::Stuck,
                 changed = touched.changed() => if changed.is_ok() { Wake::Touched } else { Wake::Replaced },
-                message = tokio::time::timeout(SILENCE, incoming.next()) => {
+                _ = time.tick() => Wake::Time,
+                // From what was heard last: the other wake-ups are no sign of life.
+                message = tokio::time::timeout_at(heard + SILENCE, incoming.next()) => {
+                    heard = tokio::time::Instant::now();
                     message.map_or(Wake::Silent, Wake::Message)
                 }
             };
@@ -252,6 +266,8 @@ impl Session<'_> {
                 Wake::Message(Some(Err(status))) => return Err(status),
                 Wake::Message(None) | Wake::HungUp => return Ok(()),
                 Wake::Touched => self.send_desired().await?,
+                Wake::Time if self.turn == rights::turn(self.node, Seconds::now()) => {}
+                Wake::Time => self.send_desired().await?,
                 Wake::NotLeader => return Err(not_leader(self.cluster)),
                 Wake::Replaced => {
                     return Err(Status::aborted("the node opened another session or was deleted"));
@@ -304,8 +320,9 @@ impl Session<'_> {
 
     /// Sends the node's desired state when it is not what was sent last.
     async fn send_desired(&mut self) -> Result<(), Status> {
+        let issuer = Issuer::new(&self.cluster.signer, self.node);
         let mut look = self.cluster.look().await.map_err(|t| trouble(self.cluster, &t))?;
-        let loaded = desired::load(look.rows(), self.node).await;
+        let loaded = desired::load(look.rows(), self.node, issuer).await;
         drop(look);
         let Some(desired) = loaded.map_err(|e| trouble(self.cluster, &e.into()))? else {
             return Err(Status::not_found(format!("node {} was deleted", self.node)));
@@ -314,6 +331,7 @@ impl Session<'_> {
             revision: 0,
             ..desired.clone()
         };
+        self.turn = issuer.turn();
         if self.sent.as_ref() == Some(&content) {
             return Ok(());
         }

@@ -8,12 +8,13 @@ use super::desired;
 use super::wire::{self, Malformed};
 use crate::catalogue::{Action, Outcome, Refused, load};
 use crate::cluster::{Cluster, Trouble};
+use crate::rights::Issuer;
 
 /// Answers a request.
 pub(super) async fn answer(cluster: &Cluster, node: &str, request: proto::Request) -> proto::Answer {
     let answered = match &request.kind {
         Some(request::Kind::Change(change)) => change_view(cluster, node, change).await,
-        Some(request::Kind::Read(read)) => read_volume(cluster, read).await,
+        Some(request::Kind::Read(read)) => read_volume(cluster, node, read).await,
         None => Err(Malformed::Empty.into()),
     };
     let kind = match answered {
@@ -76,12 +77,12 @@ async fn change_view(cluster: &Cluster, node: &str, ask: &proto::ChangeView) -> 
         caller: node.to_owned(),
     };
     match cluster.propose(action).await? {
-        Ok(Outcome::Row(row)) => Ok(answer::Kind::Volume(with_addresses(cluster, *row).await?)),
+        Ok(Outcome::Row(row)) => Ok(answer::Kind::Volume(told(cluster, node, *row).await?)),
         // Every change of a view answers its row; the read shows it all the same.
-        Ok(_) => read_row(cluster, volume).await,
+        Ok(_) => read_row(cluster, node, volume).await,
         Err(Refused::View { refusal, row }) => {
             let message = refusal.to_string();
-            let row = with_addresses(cluster, *row).await?;
+            let row = told(cluster, node, *row).await?;
             Ok(refused(wire::refusal_code(&refusal), message, Some(row)))
         }
         Err(Refused::NoSuch { object }) => Ok(refused("not-found", format!("there is no {object}"), None)),
@@ -104,26 +105,37 @@ async fn behind(cluster: &Cluster, id: VolumeId) -> Result<Option<String>, Faile
     }))
 }
 
-async fn read_volume(cluster: &Cluster, read: &proto::ReadVolume) -> Result<answer::Kind, Failed> {
-    read_row(cluster, wire::volume_id(&read.volume_id)?).await
+async fn read_volume(
+    cluster: &Cluster,
+    node: &str,
+    read: &proto::ReadVolume,
+) -> Result<answer::Kind, Failed> {
+    read_row(cluster, node, wire::volume_id(&read.volume_id)?).await
 }
 
-async fn read_row(cluster: &Cluster, id: VolumeId) -> Result<answer::Kind, Failed> {
+async fn read_row(cluster: &Cluster, node: &str, id: VolumeId) -> Result<answer::Kind, Failed> {
     let mut look = cluster.look().await?;
     let addresses = desired::addresses(look.rows()).await?;
     Ok(match load::volume(look.rows(), id).await? {
-        Some(volume) => answer::Kind::Volume(wire::volume(&volume.row, &volume.name, &addresses)),
+        Some(volume) => {
+            let mut told = wire::volume(&volume.row, &volume.name, &addresses);
+            told.right = desired::right(&volume, &volume.row, Issuer::new(&cluster.signer, node));
+            answer::Kind::Volume(told)
+        }
         None => refused("not-found", format!("there is no volume {id}"), None),
     })
 }
 
-/// The row as it was decided, which may not be the newest any more, with name and addresses of now.
-async fn with_addresses(cluster: &Cluster, row: VolumeRow) -> Result<proto::Volume, Failed> {
+/// The row as it was decided, which may not be the newest any more, with name and addresses of now; and with the
+/// right to its epoch, if the node that asks owns it: it may start an engine at once.
+async fn told(cluster: &Cluster, node: &str, row: VolumeRow) -> Result<proto::Volume, Failed> {
     let mut look = cluster.look_local().await?;
     let addresses = desired::addresses(look.rows()).await?;
-    let name = load::volume(look.rows(), row.volume)
-        .await?
-        .map(|volume| volume.name)
-        .unwrap_or_default();
-    Ok(wire::volume(&row, &name, &addresses))
+    let volume = load::volume(look.rows(), row.volume).await?;
+    let name = volume.as_ref().map_or("", |volume| volume.name.as_str());
+    let mut told = wire::volume(&row, name, &addresses);
+    if let Some(volume) = &volume {
+        told.right = desired::right(volume, &row, Issuer::new(&cluster.signer, node));
+    }
+    Ok(told)
 }

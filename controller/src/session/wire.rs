@@ -64,6 +64,8 @@ pub fn volume(row: &VolumeRow, name: &str, addresses: &Addresses) -> proto::Volu
         lineage: row.lineage.to_string(),
         min_in_sync: u32::from(row.min_in_sync),
         members,
+        // By whoever may give it.
+        right: Vec::new(),
     }
 }
 

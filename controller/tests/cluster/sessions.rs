@@ -3,20 +3,32 @@
 use stor_api::objects::{NodeKind, ReplicaState, VolumeState};
 use stor_proto::satellite::{Add, Ejected, ReadVolume, Remove, Restart, answer, change_view, request};
 
+use stor_replication::ids::{Epoch, VolumeId};
+use stor_right::{Asked, Keyring, PublicKey, Seconds, TrustedKey};
+
 use crate::controllers::{cluster, diskless, node, storage, until};
 use crate::satellite::Satellite;
 use crate::volumes::{on, spec};
 
 fn volume(answer: stor_proto::satellite::Answer) -> stor_proto::satellite::Volume {
     match answer.kind.unwrap() {
-        answer::Kind::Volume(volume) => volume,
+        // A right is of its moment: nothing to be compared.
+        answer::Kind::Volume(volume) => stor_proto::satellite::Volume {
+            right: Vec::new(),
+            ..volume
+        },
         answer::Kind::Refused(refused) => panic!("{refused:?}"),
     }
 }
 
 fn refused(answer: stor_proto::satellite::Answer) -> stor_proto::satellite::Refused {
     match answer.kind.unwrap() {
-        answer::Kind::Refused(refused) => refused,
+        answer::Kind::Refused(mut refused) => {
+            if let Some(volume) = &mut refused.volume {
+                volume.right.clear();
+            }
+            refused
+        }
         answer::Kind::Volume(volume) => panic!("{volume:?}"),
     }
 }
@@ -277,4 +289,139 @@ async fn many_requests_at_once_are_all_answered() {
     for controller in controllers {
         controller.running.stop().await;
     }
+}
+
+/// What a replica's node makes of the keys it was told.
+fn keyring(satellite: &Satellite) -> Keyring {
+    let trusted = |key: stor_proto::satellite::SigningKey| TrustedKey {
+        key: PublicKey(key.public.try_into().unwrap()),
+        retired: key.retired,
+    };
+    Keyring::new(satellite.desired().keys.into_iter().map(trusted).collect())
+}
+
+/// The statement of a right to a volume and an epoch never opened before, if it is a good one.
+fn granted(keys: &Keyring, right: &[u8], id: &str, epoch: u64) -> Option<stor_right::Statement> {
+    let asked = Asked {
+        volume: VolumeId(id.parse().unwrap()),
+        epoch: Epoch(epoch),
+        fenced: Epoch(0),
+    };
+    let granted = keys.verify(right, asked, Seconds::now());
+    granted.ok().map(|granted| granted.statement)
+}
+
+fn desired_right(satellite: &Satellite) -> Vec<u8> {
+    let engine = satellite.desired().engines.into_iter().next();
+    engine
+        .and_then(|engine| engine.volume)
+        .map(|volume| volume.right)
+        .unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_has_a_right_that_replicas_take_whoever_leads() {
+    let (_root, mut controllers) = cluster(3).await;
+    let urls: Vec<String> = controllers
+        .iter()
+        .map(crate::controllers::Controller::url)
+        .collect();
+    let client = crate::controllers::client(&urls);
+    let satellites = storage(&controllers, 2).await;
+    let k1 = diskless(&controllers, "k1").await;
+    client.create_volume(&spec("db1")).await.unwrap();
+    client.attach("db1", &on("k1")).await.unwrap();
+    let id = client.volume("db1").await.unwrap().id;
+    until("every controller's key is told", async || {
+        keyring(&satellites[0]).keys().len() == 3
+    })
+    .await;
+    let before = keyring(&satellites[0]);
+    assert!(before.keys().iter().all(|key| !key.retired));
+    assert_eq!(keyring(&k1), before);
+
+    let first = desired_right(&k1);
+    let statement = granted(&before, &first, &id, 1).unwrap();
+    assert_eq!((statement.node.as_str(), statement.read_only), ("k1", false));
+    let life = statement.expires.0 - statement.issued.0;
+    assert_eq!(life, stor_controller::rights::LIFE.as_secs());
+    assert_eq!(granted(&before, &first, &id, 2), None);
+
+    // The answer that gives a new epoch gives the right to it; nobody else gets one.
+    let restart = change_view::Change::Restart(Restart { expect_epoch: 1 });
+    let answered = k1.change(&id, restart).await;
+    let answer::Kind::Volume(told) = answered.kind.unwrap() else {
+        panic!("refused")
+    };
+    assert!(granted(&before, &told.right, &id, 2).is_some());
+    let read = request::Kind::Read(ReadVolume {
+        volume_id: id.clone(),
+    });
+    let answer::Kind::Volume(told) = satellites[0].ask(read).await.kind.unwrap() else {
+        panic!("refused")
+    };
+    assert!(
+        told.right.is_empty(),
+        "a right for a node that does not own the volume"
+    );
+
+    // Another leader signs with another key, which was told before it came to lead.
+    until("the right to epoch 2", async || {
+        granted(&before, &desired_right(&k1), &id, 2).is_some()
+    })
+    .await;
+    let of_first = desired_right(&k1);
+    controllers.remove(0).running.stop().await;
+    until("the right of the next leader", async || {
+        let right = desired_right(&k1);
+        right[8..16] != of_first[8..16] && granted(&before, &right, &id, 2).is_some()
+    })
+    .await;
+
+    // Its key goes with the controller; what it signed stays good where it was opened before.
+    let gone = client.controllers().await.unwrap();
+    let gone = gone.iter().find(|controller| controller.name == "c1").unwrap();
+    client.remove_controller(&gone.name).await.unwrap();
+    until("its key is retired", async || {
+        keyring(&satellites[0]).keys()[0].retired
+    })
+    .await;
+    assert_eq!(granted(&keyring(&satellites[0]), &of_first, &id, 2), None);
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_in_anything_that_is_kept_or_told() {
+    let (root, controllers) = cluster(1).await;
+    let client = controllers[0].client();
+    let _satellites = storage(&controllers, 2).await;
+    let k1 = diskless(&controllers, "k1").await;
+    client.create_volume(&spec("db1")).await.unwrap();
+    client.attach("db1", &on("k1")).await.unwrap();
+    until("it has its right", async || !desired_right(&k1).is_empty()).await;
+    let right = desired_right(&k1);
+    let secret = std::fs::read(controllers[0].dir.join("signing-key.p8")).unwrap();
+    // The private half as PKCS#8 holds it, and how a database or JSON would write it.
+    let seed = &secret[16..48];
+    let hex: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+    let json = serde_json::to_string(&seed).unwrap();
+    let has = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
+    let mut looked = 0;
+    for entry in std::fs::read_dir(root.path().join("c1")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() || path.ends_with("signing-key.p8") {
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        for part in [seed, hex.as_bytes(), json.as_bytes(), &right[57..]] {
+            assert!(!has(&bytes, part), "{} holds a secret", path.display());
+        }
+        looked += 1;
+    }
+    assert!(looked >= 3, "{looked} files");
 }

@@ -15,5 +15,6 @@ pub mod ids;
 pub mod info;
 pub mod range;
 pub mod replica;
+pub mod right;
 pub mod time;
 pub mod wire;

@@ -22,6 +22,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::extents::{EXTENT, MAX_EXTENTS};
 use crate::ids::{ConfigSeq, Epoch, OpId, ReplicaId, View, VolumeId};
 use crate::range::{ByteRange, MAX_REQUEST};
+use crate::right::RightRefusal;
 
 /// Bytes of a header.
 pub const HEADER: usize = 80;
@@ -77,7 +78,8 @@ macro_rules! codes {
 codes!(
     /// What a message asks for.
     Kind(u8) {
-        /// Fence older epochs and promise to serve this one (R4). Answered with an [`crate::info::Info`].
+        /// Fence older epochs and promise to serve this one (R4). Payload: the signed right to it (R14), at most
+        /// [`MAX_RIGHT`] bytes. Answered with an [`crate::info::Info`].
         Open = 1,
         /// Store the view, the in-sync set and who is absent since when. Payload: [`crate::info::Roster`].
         StoreView = 2,
@@ -136,6 +138,8 @@ codes!(
         NoMap = 9,
         /// What is stored belongs to another history.
         WrongLineage = 10,
+        /// An Open without a right to it; `length` says why ([`crate::right::RightRefusal`]).
+        NotAuthorised = 11,
     }
 );
 
@@ -208,6 +212,15 @@ impl Header {
             flags: self.flags | flags::REPLY,
             status,
             ..*self
+        }
+    }
+
+    /// The answer to an Open without a right to it.
+    #[must_use]
+    pub fn refuse_right(&self, why: RightRefusal) -> Self {
+        Self {
+            length: why.code(),
+            ..self.reply(Status::NotAuthorised)
         }
     }
 
@@ -358,10 +371,10 @@ impl Framed {
                 | Kind::PutMap,
                 true,
             )
-            | (
-                Kind::Read | Kind::Extents | Kind::Zero | Kind::Flush | Kind::Ping | Kind::Open | Kind::Close,
-                false,
-            ) => self.payload == 0,
+            | (Kind::Read | Kind::Extents | Kind::Zero | Kind::Flush | Kind::Ping | Kind::Close, false) => {
+                self.payload == 0
+            }
+            (Kind::Open, false) => self.payload <= MAX_RIGHT,
             (Kind::Open | Kind::GetMap, true)
             | (Kind::GetMap | Kind::StoreView | Kind::Clean | Kind::ClearMap | Kind::PutMap, false) => {
                 self.payload <= MAX_CONTROL
@@ -372,6 +385,9 @@ impl Framed {
 
 /// [`Header::length`] of a [`Kind::GetMap`] for the dirty map.
 pub const DIRTY_MAP: u32 = u32::MAX;
+
+/// Largest right in an Open.
+pub const MAX_RIGHT: u32 = 512;
 
 /// Largest payload of a message that carries no data.
 pub const MAX_CONTROL: u32 = 1 << 20;

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 use stor_proto::satellite as proto;
 use stor_replication::ids::{Epoch, Lineage, ReplicaId, VolumeId};
+use stor_right::{Keyring, PublicKey, TrustedKey};
 use thiserror::Error;
 
 use super::durable::{self, ReplaceError};
@@ -48,6 +49,8 @@ pub struct Desired {
     pub replicas: BTreeMap<(VolumeId, ReplicaId), WantedReplica>,
     /// Engines to run or end.
     pub engines: BTreeMap<VolumeId, WantedEngine>,
+    /// What replicas check rights with.
+    pub keys: Keyring,
 }
 
 /// A replica the node should hold, or have no more.
@@ -135,8 +138,19 @@ impl TryFrom<proto::Desired> for Desired {
             let engine = wanted_engine(engine)?;
             desired.engines.insert(engine.volume.row.volume, engine);
         }
+        let keys: Result<_, RowError> = from.keys.into_iter().map(trusted_key).collect();
+        desired.keys = Keyring::new(keys?);
         Ok(desired)
     }
+}
+
+fn trusted_key(from: proto::SigningKey) -> Result<TrustedKey, RowError> {
+    let bytes = from.public.len();
+    let key = from.public.try_into().map_err(|_| RowError::Key { bytes })?;
+    Ok(TrustedKey {
+        key: PublicKey(key),
+        retired: from.retired,
+    })
 }
 
 fn wanted_replica(from: proto::Replica) -> Result<WantedReplica, RowError> {
@@ -425,6 +439,16 @@ fn merge_older(current: &proto::Desired, older: proto::Desired) -> proto::Desire
                 ..replica.clone()
             }),
     );
+
+    // A key the older catalogue does not know may have signed the right of an engine that runs; one that was retired
+    // stays so.
+    let known = |key: &proto::SigningKey| current.keys.iter().find(|known| known.public == key.public);
+    for key in &mut merged.keys {
+        key.retired |= known(key).is_some_and(|known| known.retired);
+    }
+    let keys: BTreeSet<_> = merged.keys.iter().map(|key| key.public.clone()).collect();
+    let kept = current.keys.iter().filter(|key| !keys.contains(&key.public));
+    merged.keys.splice(0..0, kept.cloned());
 
     let rank = |engine: &proto::Engine| {
         let volume = engine.volume.as_ref();

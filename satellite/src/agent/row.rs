@@ -10,6 +10,7 @@ use stor_replication::catalogue::{
 };
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use stor_replication::range::{MAX_VOLUME, SECTOR};
+use stor_right::SignedRight;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -22,6 +23,8 @@ pub struct Volume {
     pub row: VolumeRow,
     /// `host:port` of the servers of its replicas, where known.
     pub addresses: Vec<(ReplicaId, String)>,
+    /// The right to run the engine of the row's epoch; empty unless this node owns the volume.
+    pub right: SignedRight,
 }
 
 /// What a controller sent is not what it should be.
@@ -48,6 +51,12 @@ pub enum RowError {
         volume: VolumeId,
         /// How many were sent.
         count: usize,
+    },
+    /// Not a public key.
+    #[error("a controller's signing key has {bytes} bytes; an Ed25519 key has 32")]
+    Key {
+        /// Its length.
+        bytes: usize,
     },
     /// A number that does not fit.
     #[error("{what} is {number}")]
@@ -135,6 +144,7 @@ impl TryFrom<proto::Volume> for Volume {
             name: from.name,
             row,
             addresses,
+            right: SignedRight::new(from.right),
         })
     }
 }

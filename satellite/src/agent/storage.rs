@@ -97,6 +97,9 @@ impl Storage {
     /// Begins to make it so.
     pub fn set(&mut self, desired: &Desired) {
         self.desired = desired.clone();
+        if let Some(server) = &self.server {
+            server.trust(desired.keys.clone());
+        }
         self.deleted.retain(|key| desired.replicas.contains_key(key));
         // What is served is told below.
         self.let_go();

@@ -300,7 +300,11 @@ impl VolumeTask {
         if let Some(latest) = &self.latest
             && rank(latest) > rank(&volume)
         {
-            // The row is from before an answer we have had; the addresses are newer all the same.
+            // The row is from before an answer we have had; the addresses are newer all the same, and the right
+            // is if it is to the same epoch.
+            if latest.row.view.epoch > volume.row.view.epoch {
+                volume.right = latest.right.clone();
+            }
             volume.row = latest.row.clone();
         }
         self.take_row(volume);

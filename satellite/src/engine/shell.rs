@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stor_device::{BufPool, Completion, Fd, Reactor, clock};
+use stor_replication::body::Body;
 use stor_replication::engine::{Command, Engine, Event, Start, State};
 use stor_replication::time::Time;
+use stor_replication::wire::Kind;
 use stor_transport::nbd::Export;
 
 use super::agent::AgentLink;
@@ -71,6 +73,8 @@ pub(super) struct Shell {
     pub(super) paused: bool,
     pub(super) report_at: Time,
     pub(super) report_due: bool,
+    /// Who refused the right, as it was told last.
+    pub(super) barred: String,
 }
 
 impl Shell {
@@ -149,6 +153,7 @@ impl Shell {
             paused: false,
             report_at: Time::default(),
             report_due: true,
+            barred: String::new(),
         })
     }
 
@@ -282,6 +287,11 @@ impl Shell {
                 link, header, body, ..
             } => {
                 if let Some(channel) = self.links.get_mut(&link.0).and_then(|link| link.channel.as_mut()) {
+                    //= docs/replication.md#R14
+                    let body = match header.kind {
+                        Kind::Open => Body::Bytes(self.config.right.bytes().to_vec()),
+                        _ => body,
+                    };
                     channel.push(&header, body);
                     if !self.stirred.contains(&link.0) {
                         self.stirred.push(link.0);
@@ -312,6 +322,11 @@ impl Shell {
             Command::StateChanged => {
                 tracing::info!(state = ?self.engine.state(now()), "state");
                 self.report_due = true;
+                let barred = self.engine.barred();
+                if barred != self.barred && !barred.is_empty() {
+                    tracing::warn!(reason = barred, "not let in");
+                }
+                self.barred = barred;
             }
         }
     }
@@ -359,7 +374,7 @@ impl Shell {
 
     fn report(&self, now: Time) -> Report {
         let (state, reason) = match self.engine.state(now) {
-            State::Starting => (ToldState::Starting, String::new()),
+            State::Starting => (ToldState::Starting, self.engine.barred()),
             State::Serving => (ToldState::Serving, String::new()),
             State::Suspended(reason) => (ToldState::Suspended, reason),
             State::Fenced => (ToldState::Fenced, "a newer engine has the volume".to_owned()),

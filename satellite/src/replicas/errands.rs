@@ -4,10 +4,10 @@
 
 use std::io;
 
-use stor_replication::body::Body;
 use stor_replication::extents::Extent;
 use stor_replication::ids::ConnId;
 use stor_replication::replica::{DiskError, Event};
+use stor_replication::right::Authorised;
 use stor_replication::wire::Header;
 
 use super::extents;
@@ -126,7 +126,7 @@ impl Loop<'_> {
 
     /// An engine opens a replica as one that has to catch up: what it held is kept first, if it was in sync.
     //= docs/replication.md#R13
-    pub(super) fn open_to_catch_up(&mut self, conn: ConnId, header: Header) {
+    pub(super) fn open_to_catch_up(&mut self, conn: ConnId, header: Header, authorised: Authorised) {
         let key = (header.volume, header.replica);
         let Some(Slot::Served(served)) = self.slots.get_mut(&key) else {
             return;
@@ -134,7 +134,7 @@ impl Loop<'_> {
         if served.held.len() >= MAX_HELD {
             return self.drop_conn(conn, "too many engines open the replica");
         }
-        served.held.push((conn, header));
+        served.held.push((conn, header, authorised));
         self.tend_pre_sync(key);
     }
 
@@ -158,9 +158,13 @@ impl Loop<'_> {
                 |error| Done::Dropped(Err(error)),
             ),
             Next::GoOn => {
-                for (conn, header) in std::mem::take(&mut served.held) {
-                    let body = Body::None;
-                    self.step(key, Event::Request { conn, header, body });
+                for (conn, header, authorised) in std::mem::take(&mut served.held) {
+                    let open = Event::Open {
+                        conn,
+                        header,
+                        authorised,
+                    };
+                    self.step(key, open);
                 }
             }
         }
@@ -192,7 +196,11 @@ pub(super) fn says_full(event: &Event<Data>) -> bool {
     let error = match event {
         Event::DiskDone { result, .. } => result.as_ref().err(),
         Event::PagesStored { result } => result.as_ref().err(),
-        Event::Request { .. } | Event::Gone { .. } | Event::ExtentsFound { .. } | Event::Tick => None,
+        Event::Request { .. }
+        | Event::Open { .. }
+        | Event::Gone { .. }
+        | Event::ExtentsFound { .. }
+        | Event::Tick => None,
     };
     error == Some(&DiskError::NoSpace)
 }

@@ -2,6 +2,7 @@
 
 mod errands;
 mod extents;
+mod gate;
 mod open;
 mod pre_sync;
 mod serve;
@@ -19,6 +20,7 @@ use thiserror::Error;
 
 pub(crate) use pre_sync::paths_of as pre_sync_files;
 use stor_replication::ids::{CacheId, Lineage, ReplicaId, View, VolumeId};
+use stor_right::Keyring;
 
 /// A replica to serve.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,6 +94,8 @@ pub enum StartError {
 struct Shared {
     /// What should be served; taken by the thread.
     wanted: Option<Vec<ReplicaSpec>>,
+    /// What rights are checked with; taken by the thread.
+    keys: Option<Keyring>,
     /// What is served.
     report: Vec<ReplicaReport>,
 }
@@ -156,6 +160,12 @@ impl Server {
     /// How it talks to the kernel: `io_uring` or `epoll`.
     pub fn backend(&self) -> &'static str {
         self.backend
+    }
+
+    /// Sets the keys rights are checked with. Before, no engine is let in.
+    pub fn trust(&self, keys: Keyring) {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).keys = Some(keys);
+        self.waker.wake();
     }
 
     /// Sets what should be served: new specs are opened (made where asked), absent ones closed.

@@ -8,6 +8,7 @@ use stor_replication::disk::PAGE;
 use stor_replication::ids::ConnId;
 use stor_replication::range::ByteRange;
 use stor_replication::replica::{Command, DiskAction, DiskError, Event, Replica, StoredPage};
+use stor_replication::right::Authorised;
 use stor_replication::time::Time;
 use stor_replication::wire::Header;
 
@@ -62,7 +63,7 @@ pub(super) struct Served {
     /// What it held before it is brought up to date.
     keeper: Keeper,
     /// Engines that wait for that to be kept.
-    pub(super) held: Vec<(ConnId, Header)>,
+    pub(super) held: Vec<(ConnId, Header, Authorised)>,
 }
 
 /// What a step asks of the server.

@@ -14,10 +14,13 @@ use stor_device::{BufPool, Choice, Completion, Fd, Outcome, Reactor, ReactorErro
 use stor_replication::body::Body;
 use stor_replication::ids::{ConnId, ReplicaId, View, VolumeId};
 use stor_replication::replica::Event;
+use stor_replication::right::RightRefusal;
 use stor_replication::time::Time;
 use stor_replication::wire::{Header, Kind, Status, flags};
+use stor_right::Granted;
 
 use super::errands::{Errand, says_full};
+use super::gate::Gate;
 use super::open::{self, Files, OpenError};
 use super::serve::{Asked, Served, Tokens, Work};
 use super::{ReplicaReport, ReplicaSpec, ReplicaState, Shared};
@@ -55,6 +58,8 @@ const KIND: u64 = 0xff << 56;
 struct Conn {
     channel: Channel,
     key: Option<Key>,
+    /// It was refused once; the next time ends it.
+    refused: bool,
 }
 
 /// A replica as far as it has come.
@@ -95,6 +100,7 @@ pub(super) struct Loop<'a> {
     wanted: HashMap<Key, ReplicaSpec>,
     pub(super) slots: HashMap<Key, Slot>,
     pending: Pending,
+    gate: Gate,
     /// Deadlines of state machines; entries may be outdated, a tick too many does no harm.
     due: BTreeSet<(Time, Key)>,
     made: (SyncSender<Made>, Receiver<Made>),
@@ -138,6 +144,7 @@ pub(super) fn run(
         wanted: HashMap::new(),
         slots: HashMap::new(),
         pending: Pending::default(),
+        gate: Gate::new(),
         due: BTreeSet::new(),
         made: sync_channel(MADE),
         errands: sync_channel(MADE),
@@ -231,7 +238,14 @@ impl Loop<'_> {
                     tracing::warn!(%error, "a peer that loses power will not be noticed");
                 }
                 let channel = Channel::new(fd, RECV | id.0, SEND | id.0, &mut self.reactor, &self.pool);
-                self.conns.insert(id, Conn { channel, key: None });
+                self.conns.insert(
+                    id,
+                    Conn {
+                        channel,
+                        key: None,
+                        refused: false,
+                    },
+                );
             }
             Ok(Outcome::Accepted(fd)) => {
                 tracing::warn!(
@@ -295,16 +309,17 @@ impl Loop<'_> {
         if served.closing {
             return self.drop_conn(id, "the replica is being closed");
         }
-        if conn.key != Some(key) {
-            if conn.key.is_some() || header.kind != Kind::Open {
-                conn.channel.push(&header.reply(Status::NotOpen), Body::None);
-                return self.stirred.push(id);
-            }
-            conn.key = Some(key);
-            served.conns.insert(id);
+        let other = conn.key.is_some_and(|bound| bound != key);
+        if other || (conn.key.is_none() && header.kind != Kind::Open) {
+            conn.channel.push(&header.reply(Status::NotOpen), Body::None);
+            return self.stirred.push(id);
         }
-        if header.kind == Kind::Open && header.flags & flags::MEMBER == 0 {
-            return self.open_to_catch_up(id, header);
+        if header.kind == Kind::Open {
+            let fenced = served.core().superblock().fence;
+            return match self.gate.check(&header, body.bytes(), fenced) {
+                Ok(granted) => self.open(id, key, header, &granted),
+                Err(why) => self.refuse(id, &header, why),
+            };
         }
         self.step(
             key,
@@ -314,6 +329,45 @@ impl Loop<'_> {
                 body,
             },
         );
+    }
+
+    /// An Open whose right was checked. The connection is bound to the replica from here on.
+    fn open(&mut self, id: ConnId, key: Key, header: Header, granted: &Granted) {
+        let (Some(conn), Some(Slot::Served(served))) = (self.conns.get_mut(&id), self.slots.get_mut(&key))
+        else {
+            return;
+        };
+        conn.key = Some(key);
+        served.conns.insert(id);
+        let node = granted.statement.node.as_str();
+        tracing::debug!(volume = %key.0, replica = %key.1, epoch = %header.view.epoch, node, "an engine opens");
+        let authorised = granted.authorised;
+        if header.flags & flags::MEMBER == 0 {
+            return self.open_to_catch_up(id, header, authorised);
+        }
+        self.step(
+            key,
+            Event::Open {
+                conn: id,
+                header,
+                authorised,
+            },
+        );
+    }
+
+    /// An Open without a right to it: nothing is changed, and whoever has the replica goes on.
+    fn refuse(&mut self, id: ConnId, header: &Header, why: RightRefusal) {
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        let socket = self.reactor.descriptor(conn.channel.fd());
+        let peer = socket.and_then(|socket| rustix::net::getpeername(socket).ok()??.try_into().ok());
+        self.gate.refused(now(), header, why, peer);
+        if std::mem::replace(&mut conn.refused, true) {
+            return self.drop_conn(id, "it has no right to the replica");
+        }
+        conn.channel.push(&header.refuse_right(why), Body::None);
+        self.stirred.push(id);
     }
 
     pub(super) fn step(&mut self, key: Key, event: Event<Data>) {
@@ -361,7 +415,7 @@ impl Loop<'_> {
         if let Some(key) = conn.key {
             if let Some(Slot::Served(served)) = self.slots.get_mut(&key) {
                 served.conns.remove(&id);
-                served.held.retain(|(conn, _)| *conn != id);
+                served.held.retain(|(conn, ..)| *conn != id);
             }
             self.step(key, Event::Gone { conn: id });
         }
@@ -392,12 +446,13 @@ impl Loop<'_> {
 
     /// Takes over what the agent wants served.
     fn take_wanted(&mut self) {
-        let wanted = self
-            .shared
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .wanted
-            .take();
+        let (keys, wanted) = {
+            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            (shared.keys.take(), shared.wanted.take())
+        };
+        if let Some(keys) = keys {
+            self.gate.trust(keys);
+        }
         let Some(wanted) = wanted else { return };
         self.wanted = wanted
             .into_iter()

@@ -18,4 +18,5 @@ mod leader;
 mod power;
 mod replicas;
 mod resync;
+mod rights;
 mod takeover;

@@ -3,6 +3,7 @@
 
 mod node;
 mod pool;
+mod signer;
 mod view;
 mod volume;
 
@@ -85,6 +86,12 @@ impl Apply<'_> {
     async fn action(&mut self, action: &Action) -> Done {
         match action {
             Action::InitCluster { id } => self.init_cluster(*id).await,
+            Action::AddSigner {
+                controller,
+                name,
+                key,
+            } => self.add_signer(*controller, name, *key).await,
+            Action::RetireSigners { controller } => self.retire_signers(*controller).await,
             Action::RegisterNode(wish) => self.register_node(wish).await,
             Action::ChangeNode {
                 name,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::message::{Message, Purpose};
 use super::peer::Link;
-use super::{Command, Engine, FailReason, IDLE_TICK, LinkId, Peer, REQUEST_DEADLINE, SILENCE};
+use super::{Command, Engine, FailReason, IDLE_TICK, LinkId, REQUEST_DEADLINE, SILENCE};
 use crate::bitmap::Bitmap;
 use crate::catalogue::EjectReason;
 use crate::ids::{OpId, ReplicaId};
@@ -146,8 +146,10 @@ impl<P: Clone> Engine<P> {
         peer.link = Link::Open { link };
         peer.retry = RECONNECT_FIRST;
         peer.fault = None;
+        peer.barred = None;
         let dirty = info.dirty;
         peer.info = Some(info);
+        self.spare_barred(now);
         if !member {
             self.stirred = true;
             return;
@@ -160,6 +162,18 @@ impl<P: Clone> Engine<P> {
             self.ask_dirty(now, replica, 0, out);
         }
         self.stirred = true;
+    }
+
+    /// One took the right, which may be a new one: the time of those that refused the last begins anew, and they are
+    /// asked at once.
+    fn spare_barred(&mut self, now: Time) {
+        for peer in self.peers.values_mut().filter(|peer| peer.barred.is_some()) {
+            match &mut peer.link {
+                Link::Down { since, retry_at } => (*since, *retry_at) = (now, now),
+                Link::Connecting { since, .. } | Link::Opening { since, .. } => *since = now,
+                Link::Open { .. } => {}
+            }
+        }
     }
 
     /// Sends what a member has not answered, in the order it was first sent.
@@ -188,7 +202,12 @@ impl<P: Clone> Engine<P> {
     }
 
     pub(super) fn lost(&mut self, now: Time, replica: ReplicaId, link: LinkId, out: &mut Vec<Command<P>>) {
-        if self.peers.get(&replica).and_then(Peer::link_id) == Some(link) {
+        let peer = self.peers.get_mut(&replica);
+        if let Some(peer) = peer.filter(|peer| peer.link_id() == Some(link)) {
+            // Nobody is there any more who might think better of it.
+            if matches!(peer.link, Link::Connecting { .. }) {
+                peer.barred = None;
+            }
             self.link_down(now, replica, out);
             self.stirred = true;
         }

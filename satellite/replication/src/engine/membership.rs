@@ -10,6 +10,7 @@ use crate::body::Body;
 use crate::catalogue::{Change, EjectReason, MemberState, Refusal, VolumeRow};
 use crate::ids::{ConfigSeq, Epoch, ReplicaId};
 use crate::info::Roster;
+use crate::right::RightRefusal;
 use crate::time::Time;
 use crate::wire::{Kind, flags};
 
@@ -338,6 +339,26 @@ impl<P: Clone> Engine<P> {
         self.copies_without(now, replica, bit, out);
     }
 
+    fn node_of(&self, replica: ReplicaId) -> &str {
+        let member = self.row.replicas.get(&replica);
+        member.map_or("?", |member| member.node.as_str())
+    }
+
+    /// Which replicas refuse this engine's right, and why (R14); empty when none does.
+    pub fn barred(&self) -> String {
+        let barred = self.peers.iter().filter(|(_, peer)| !peer.is_open());
+        let told: Vec<String> = barred
+            .filter_map(|(replica, peer)| {
+                let why = refuses(peer.barred?);
+                Some(format!(
+                    "replica {replica} on node {} {why}",
+                    self.node_of(*replica)
+                ))
+            })
+            .collect();
+        told.join("; ")
+    }
+
     /// Why requests wait, if they do.
     pub(super) fn suspension(&self, now: Time) -> Option<String> {
         let away: Vec<String> = self
@@ -350,14 +371,13 @@ impl<P: Clone> Engine<P> {
                         .is_some_and(|since| now.since(since) >= UNREACHABLE_AFTER)
             })
             .map(|(replica, peer)| {
-                let node = self
-                    .row
-                    .replicas
-                    .get(&replica)
-                    .map_or("?", |member| member.node.as_str());
+                let node = self.node_of(replica);
                 let full = peer.waits_for_room().then_some(EjectReason::NoSpace);
                 let why = peer.fault.or(full).unwrap_or(EjectReason::Unreachable);
-                format!("replica {replica} on node {node} ({why})")
+                match peer.barred.filter(|_| !peer.is_open()) {
+                    Some(barred) => format!("replica {replica} on node {node} ({})", refuses(barred)),
+                    None => format!("replica {replica} on node {node} ({why})"),
+                }
             })
             .collect();
         if away.is_empty() {
@@ -387,4 +407,8 @@ impl<P: Clone> Engine<P> {
             .filter(|(replica, _)| self.is_member(**replica))
             .map(|(replica, peer)| (*replica, peer))
     }
+}
+
+fn refuses(why: RightRefusal) -> String {
+    format!("refuses the right to this epoch: {why}")
 }

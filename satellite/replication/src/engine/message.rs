@@ -6,6 +6,7 @@ use super::{Command, Engine, LinkId};
 use crate::body::Body;
 use crate::catalogue::EjectReason;
 use crate::ids::{CacheId, ConfigSeq, IoId, OpId, ReplicaId};
+use crate::right::RightRefusal;
 use crate::time::{LEASE, LEASE_MARGIN, Time};
 use crate::wire::{Header, Kind, Status};
 
@@ -188,6 +189,9 @@ impl<P: Clone> Engine<P> {
                 self.release_held(now, out);
             }
             Status::Fenced if header.view.epoch > self.epoch => self.fence(out),
+            Status::NotAuthorised => {
+                self.turned_away(now, replica, RightRefusal::from_code(header.length), out)
+            }
             Status::MediaError => self.read_failed(now, replica, &sent, out),
             Status::NoMap => self.sync_answered(now, replica, &sent, header.status, &[], out),
             status => {
@@ -233,15 +237,37 @@ impl<P: Clone> Engine<P> {
         self.stirred |= self.peers.get(&replica).is_some_and(|peer| peer.sync.is_some());
     }
 
+    /// A replica does not take the right to this epoch: it is asked again, with what the shell has then.
+    //= docs/replication.md#R14
+    fn turned_away(&mut self, now: Time, replica: ReplicaId, why: RightRefusal, out: &mut Vec<Command<P>>) {
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return;
+        };
+        let news = peer.barred.replace(why) != Some(why);
+        if let Some(link) = peer.link_id() {
+            out.push(Command::Disconnect { replica, link });
+        }
+        self.link_down(now, replica, out);
+        self.stirred = true;
+        if news {
+            out.push(Command::StateChanged);
+        }
+    }
+
     /// A replica can't do what it was asked: it leaves the set, or its resync ends.
     fn refused(&mut self, now: Time, replica: ReplicaId, status: Status, out: &mut Vec<Command<P>>) {
         let reason = match status {
             Status::DiskFailed | Status::MediaError => EjectReason::DiskFailed,
             Status::NoSpace => EjectReason::NoSpace,
-            Status::Ok | Status::Fenced | Status::WrongView | Status::NotOpen | Status::WrongReplica => {
-                EjectReason::Disagrees
-            }
-            Status::Invalid | Status::NoMap | Status::WrongLineage => EjectReason::Disagrees,
+            Status::Ok
+            | Status::Fenced
+            | Status::WrongView
+            | Status::NotOpen
+            | Status::WrongReplica
+            | Status::Invalid
+            | Status::NoMap
+            | Status::WrongLineage
+            | Status::NotAuthorised => EjectReason::Disagrees,
         };
         if let Some(peer) = self.peers.get_mut(&replica)
             && reason == EjectReason::DiskFailed

@@ -11,6 +11,7 @@ use super::{Command, LinkId, REQUEST_DEADLINE, SILENCE, UNREACHABLE_AFTER};
 use crate::catalogue::EjectReason;
 use crate::ids::{CacheId, Epoch, OpId, ReplicaId};
 use crate::info::Info;
+use crate::right::RightRefusal;
 use crate::time::Time;
 use crate::wire::Kind;
 
@@ -64,6 +65,9 @@ pub(super) struct Peer<P> {
     pub(super) dirty: Option<crate::bitmap::Bitmap>,
     /// A reason to remove it that reconnecting does not cure.
     pub(super) fault: Option<EjectReason>,
+    /// It refused this engine's right when it was last asked (R14). That passes: the right is renewed, its node
+    /// hears of a key. Until then it is no more use than one that is away.
+    pub(super) barred: Option<RightRefusal>,
     /// It had no room, and has taken no write since.
     pub(super) full: bool,
     /// It is being brought up to date.
@@ -96,6 +100,7 @@ impl<P> Peer<P> {
             lost: false,
             dirty: None,
             fault: None,
+            barred: None,
             full: false,
             sync: None,
             sync_at: Time::default(),
@@ -150,8 +155,10 @@ impl<P> Peer<P> {
 
     /// It can't be reached for `grace`. A replica that considers its promise is not away: it waits for I/O or
     /// a lease of an older epoch to end. A connection alone does not say that it does: the kernel makes those
-    /// for a process that is stopped, too.
+    /// for a process that is stopped, too. One that refused the right may hear of the key it is signed with a
+    /// moment later.
     pub(super) fn is_away(&self, now: Time, grace: Duration) -> bool {
+        let grace = self.barred.map_or(grace, |_| grace.max(REQUEST_DEADLINE));
         match self.link {
             Link::Down { since, .. } | Link::Connecting { since, .. } => now.since(since) >= grace,
             Link::Opening {

@@ -25,6 +25,7 @@ use crate::disk::{Page, PageId, Superblock};
 use crate::extents::Extent;
 use crate::ids::{CacheId, ConnId, Epoch, ReplicaId, View, VolumeId};
 use crate::range::ByteRange;
+use crate::right::{Authorised, RightRefusal};
 use crate::time::{LEASE, Time};
 use crate::wire::{Header, Kind, Status};
 
@@ -46,6 +47,15 @@ pub enum Event<P> {
         header: Header,
         /// Payload.
         body: Body<P>,
+    },
+    /// An Open came in whose right was checked. One that comes as a [`Event::Request`] is refused.
+    Open {
+        /// Connection.
+        conn: ConnId,
+        /// What.
+        header: Header,
+        /// The shell's word that a controller granted it.
+        authorised: Authorised,
     },
     /// A connection is gone.
     Gone {
@@ -297,6 +307,11 @@ impl<P: Clone> Replica<P> {
     pub fn step(&mut self, now: Time, event: Event<P>, out: &mut Vec<Command<P>>) {
         match event {
             Event::Request { conn, header, body } => self.request(now, conn, header, body, out),
+            Event::Open {
+                conn,
+                header,
+                authorised,
+            } => self.open(conn, header, authorised, out),
             Event::Gone { conn } => self.gone(conn),
             Event::DiskDone { op, result } => self.disk_done(op, result, out),
             Event::ExtentsFound { op, extents } => self.extents_found(op, extents, out),
@@ -315,7 +330,7 @@ impl<P: Clone> Replica<P> {
             return reply(out, conn, &header, Status::WrongReplica);
         }
         if header.kind == Kind::Open {
-            return self.open(conn, header, out);
+            return refuse_right(out, conn, &header, RightRefusal::Absent);
         }
         let Some(session) = self.session.as_ref().filter(|session| session.conn == conn) else {
             return self.refuse_stranger(conn, &header, out);
@@ -365,6 +380,14 @@ fn reply<P>(out: &mut Vec<Command<P>>, conn: ConnId, header: &Header, status: St
     out.push(Command::Reply {
         conn,
         header: header.reply(status),
+        body: Body::None,
+    });
+}
+
+fn refuse_right<P>(out: &mut Vec<Command<P>>, conn: ConnId, header: &Header, why: RightRefusal) {
+    out.push(Command::Reply {
+        conn,
+        header: header.refuse_right(why),
         body: Body::None,
     });
 }

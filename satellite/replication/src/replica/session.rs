@@ -1,26 +1,34 @@
 //! Promises, views and leases: who may use this replica.
 
-use super::{Command, Opening, Replica, Session, Waiting, reply};
+use super::{Command, Opening, Replica, Session, Waiting, refuse_right, reply};
 use crate::body::Body;
 use crate::ids::{ConnId, Epoch, View};
 use crate::info::{Info, Roster};
+use crate::right::{Authorised, RightRefusal};
 use crate::time::Time;
-use crate::wire::{Header, Status, flags};
-
-/// Attaches and restarts a replica may have missed while it was away.
-const EPOCH_LEAP: u64 = 1 << 20;
+use crate::wire::{Header, Kind, Status, flags};
 
 impl<P: Clone> Replica<P> {
     /// An engine asks for a promise. Any session there is ends now, its requests not yet in the disk are
     /// forgotten; the promise is given by [`Replica::try_promise`].
-    pub(super) fn open(&mut self, conn: ConnId, header: Header, out: &mut Vec<Command<P>>) {
+    pub(super) fn open(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        authorised: Authorised,
+        out: &mut Vec<Command<P>>,
+    ) {
+        //= docs/replication.md#R14
+        if header.is_reply() || header.volume != self.volume || header.replica != self.id {
+            return reply(out, conn, &header, Status::WrongReplica);
+        }
+        // Whatever an Open changes is durable and shuts others out: nobody else may get this far.
+        if header.kind != Kind::Open || !authorised.covers(self.volume, header.view.epoch) {
+            return refuse_right(out, conn, &header, RightRefusal::OtherEpoch);
+        }
         //= docs/replication.md#R5
         if header.view.epoch < self.superblock.fence {
             return self.refuse_stranger(conn, &header, out);
-        }
-        // Epochs rise by one at a time. A leap is no catalogue's, and stored it would shut every engine out.
-        if header.view.epoch.0 > self.superblock.fence.0.saturating_add(EPOCH_LEAP) {
-            return reply(out, conn, &header, Status::Invalid);
         }
         if self.superblock.failed {
             return reply(out, conn, &header, Status::DiskFailed);

@@ -15,6 +15,7 @@ use stor_replication::ids::{
 use stor_replication::info::{Info, Roster};
 use stor_replication::range::ByteRange;
 use stor_replication::replica::{self, DiskAction, DiskError, Replica};
+use stor_replication::right::Authorised;
 use stor_replication::time::Time;
 use stor_replication::wire::{DIRTY_MAP, Header, Kind, Status, flags};
 use uuid::Uuid;
@@ -133,11 +134,23 @@ impl Bench {
         }
     }
 
+    /// As the shell hands it on: an Open after its right was checked.
     pub(crate) fn ask(&mut self, conn: u64, header: Header, body: Body<Data>) -> ReplicaCommands {
+        if header.kind == Kind::Open {
+            return self.open_with(conn, header, authorised(header.volume, header.view.epoch));
+        }
         self.step(replica::Event::Request {
             conn: ConnId(conn),
             header,
             body,
+        })
+    }
+
+    pub(crate) fn open_with(&mut self, conn: u64, header: Header, authorised: Authorised) -> ReplicaCommands {
+        self.step(replica::Event::Open {
+            conn: ConnId(conn),
+            header,
+            authorised,
         })
     }
 
@@ -211,6 +224,14 @@ impl Bench {
         }
         panic!("no answer to a request for a map");
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the tests stand for the shell that checked"
+)]
+pub(crate) fn authorised(volume: VolumeId, epoch: Epoch) -> Authorised {
+    Authorised::checked(volume, epoch)
 }
 
 /// How a request was answered, if it was.

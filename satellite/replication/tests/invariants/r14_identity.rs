@@ -1,11 +1,14 @@
 //= docs/replication.md#R14
-//! A request for another volume, replica, epoch, config or from a stranger does nothing.
+//! A request for another volume, replica, epoch, config, from a stranger or without a right does nothing.
 
 use stor_replication::body::Body;
-use stor_replication::ids::{ReplicaId, VolumeId};
-use stor_replication::wire::{Framed, Header, Kind, Status, WireError};
+use stor_replication::engine::State;
+use stor_replication::ids::{ConnId, Epoch, ReplicaId, VolumeId};
+use stor_replication::replica;
+use stor_replication::right::RightRefusal;
+use stor_replication::wire::{Framed, Header, Kind, MAX_RIGHT, Status, WireError, flags};
 
-use crate::bench::{A, B, Bench, Rig, block, disk, row, status, view};
+use crate::bench::{A, B, Bench, Rig, Sent, VOLUME, authorised, block, disk, row, status, view};
 
 type Change = fn(&mut Header);
 
@@ -68,6 +71,140 @@ fn a_damaged_header_is_no_message() {
                 Err(WireError::HeaderChecksum { .. } | WireError::Magic(_))
             ),
             "byte {at}: {result:?}"
+        );
+    }
+}
+
+/// Whoever is not authorised changes nothing: not the fence, not the set, not the maps, not the session there is.
+#[test]
+fn an_open_without_a_right_to_it_does_nothing() {
+    let stranger = VolumeId(uuid::Uuid::from_u128(99));
+    let rights = [
+        None,
+        Some(authorised(VOLUME, Epoch(1))),
+        Some(authorised(VOLUME, Epoch(u64::MAX))),
+        Some(authorised(stranger, Epoch(7))),
+    ];
+    for (index, right) in rights.into_iter().enumerate() {
+        let mut bench = Bench::new();
+        bench.open(1, view(1, 0), &[(B, stor_replication::ids::ConfigSeq(0))]);
+        let before = bench.replica.superblock().clone();
+        // Not as a member: it would forget that it is one, and the maps of the absent.
+        let header = bench.header(Kind::Open, view(7, 0));
+        let out = match right {
+            Some(right) => bench.open_with(2, header, right),
+            None => bench.step(replica::Event::Request {
+                conn: ConnId(2),
+                header,
+                body: Body::None,
+            }),
+        };
+        assert_eq!(
+            status(&out, header.op),
+            Some(Status::NotAuthorised),
+            "case {index}"
+        );
+        assert_eq!(out.len(), 1, "case {index}: {out:?}");
+        assert_eq!(*bench.replica.superblock(), before, "case {index}");
+        let (op, mut out) = bench.write(1, view(1, 0), block(0), 7);
+        out.extend(bench.stored());
+        let [(write, _)] = disk(&out)[..] else {
+            panic!("case {index}: {out:?}")
+        };
+        let out = bench.disk_done(write, Ok(None));
+        assert_eq!(
+            status(&out, op),
+            Some(Status::Ok),
+            "case {index}: the engine goes on"
+        );
+    }
+}
+
+fn refuse(rig: &mut Rig, sent: &Sent, why: RightRefusal) {
+    rig.step(stor_replication::engine::Event::Answer {
+        replica: sent.replica,
+        link: sent.link,
+        header: sent.header.refuse_right(why),
+        body: Body::None,
+    });
+}
+
+/// A node that has not heard of a controller's key yet does not cost its replica the place in the set.
+#[test]
+fn a_replica_that_refuses_the_right_is_asked_again_before_it_is_removed() {
+    let mut rig = Rig::new(row(&[A, B], &[], 1), false, None);
+    let mut refused = 0;
+    rig.step(stor_replication::engine::Event::Tick);
+    for _ in 0..50 {
+        let to_b = |sent: &Sent| sent.replica == B && sent.header.kind == Kind::Open;
+        while let Some(at) = rig.sent.iter().position(to_b) {
+            let sent = rig.sent.remove(at).unwrap();
+            refuse(&mut rig, &sent, RightRefusal::UnknownKey);
+            refused += 1;
+        }
+        rig.run_if(100, |sent| sent.replica == A);
+    }
+    assert!(refused >= 4, "asked {refused} times in 5 s");
+    assert_eq!(rig.proposed, [], "it was to be removed after 5 s");
+    assert_eq!(rig.engine.state(rig.now), State::Starting);
+    let told = rig.engine.barred();
+    assert!(told.contains("replica 2 on node n2 refuses the right"), "{told}");
+    rig.run(1500);
+    assert_eq!(rig.engine.state(rig.now), State::Serving);
+    assert_eq!(rig.engine.barred(), "");
+}
+
+/// All refuse until the right was renewed. Who hears of it first must not be the end of the others.
+#[test]
+fn a_renewed_right_is_shown_to_all_before_anybody_is_removed() {
+    let mut rig = Rig::new(row(&[A, B], &[], 1), false, None);
+    rig.step(stor_replication::engine::Event::Tick);
+    let open = |sent: &Sent| sent.header.kind == Kind::Open;
+    for _ in 0..150 {
+        while let Some(at) = rig.sent.iter().position(open) {
+            let sent = rig.sent.remove(at).unwrap();
+            refuse(&mut rig, &sent, RightRefusal::Expired);
+        }
+        rig.run_if(100, |_| false);
+    }
+    rig.run_if(2000, |sent| sent.replica == A);
+    assert_eq!(rig.proposed, []);
+    rig.run(1500);
+    assert_eq!(rig.engine.state(rig.now), State::Serving);
+    assert_eq!(rig.proposed, []);
+}
+
+#[test]
+fn one_that_goes_on_refusing_is_removed_like_one_that_is_away() {
+    let mut rig = Rig::new(row(&[A, B], &[], 1), false, None);
+    rig.step(stor_replication::engine::Event::Tick);
+    for _ in 0..110 {
+        let to_b = |sent: &Sent| sent.replica == B && sent.header.kind == Kind::Open;
+        while let Some(at) = rig.sent.iter().position(to_b) {
+            let sent = rig.sent.remove(at).unwrap();
+            refuse(&mut rig, &sent, RightRefusal::Expired);
+        }
+        rig.run_if(100, |sent| sent.replica == A);
+    }
+    assert_eq!(rig.proposed.len(), 1, "{:?}", rig.proposed);
+    rig.decide();
+    rig.run_if(100, |sent| sent.replica == A);
+    assert_eq!(rig.engine.state(rig.now), State::Serving);
+}
+
+#[test]
+fn an_open_carries_a_right_and_nothing_larger() {
+    let mut bench = Bench::new();
+    let mut header = bench.header(Kind::Open, view(1, 0));
+    header.flags = flags::MEMBER;
+    assert!(Framed::try_from(&header.encode(MAX_RIGHT, 0)).is_ok());
+    let larger = Framed::try_from(&header.encode(MAX_RIGHT + 1, 0));
+    assert_eq!(larger, Err(WireError::Malformed(Kind::Open)));
+    for code in 0..20 {
+        let why = RightRefusal::from_code(code);
+        assert!(
+            why.code() == code || why == RightRefusal::Unknown,
+            "{code}: {why:?}"
         );
     }
 }

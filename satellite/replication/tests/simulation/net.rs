@@ -3,6 +3,8 @@
 use stor_replication::engine::{self, LinkId};
 use stor_replication::ids::{ConnId, ReplicaId};
 use stor_replication::replica;
+use stor_replication::right::Authorised;
+use stor_replication::wire::{Header, Kind};
 
 use crate::world::{Conn, Dir, MS, Packet, Pipe, SECOND, What, World};
 
@@ -149,14 +151,18 @@ impl World {
                 }
                 match packet {
                     Packet::Message(header, body) => {
-                        self.replica_event(
-                            node,
-                            replica::Event::Request {
-                                conn: ConnId(id),
+                        let conn = ConnId(id);
+                        let event = if header.kind == Kind::Open {
+                            let authorised = granted(&header);
+                            replica::Event::Open {
+                                conn,
                                 header,
-                                body,
-                            },
-                        );
+                                authorised,
+                            }
+                        } else {
+                            replica::Event::Request { conn, header, body }
+                        };
+                        self.replica_event(node, event);
                     }
                     Packet::End => {
                         self.nodes[node]
@@ -254,4 +260,13 @@ impl World {
             self.conns.remove(&id);
         }
     }
+}
+
+/// Engines of this world have their epochs from its catalogue, and with them the right to them.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the world stands for the shell that checked"
+)]
+fn granted(header: &Header) -> Authorised {
+    Authorised::checked(header.volume, header.view.epoch)
 }

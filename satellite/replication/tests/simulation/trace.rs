@@ -43,6 +43,7 @@ pub(crate) fn replica_event(event: &replica::Event<Data>) -> String {
             header: of,
             body,
         } => format!("c{conn} {}", header(of, body)),
+        replica::Event::Open { conn, header: of, .. } => format!("c{conn} {}", header(of, &Body::None)),
         replica::Event::Gone { conn } => format!("c{conn} gone"),
         replica::Event::DiskDone { op, result } => {
             format!(

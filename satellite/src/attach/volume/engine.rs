@@ -208,6 +208,7 @@ impl VolumeTask {
             addresses: volume.addresses.clone(),
             transport,
             read_only: engine.read_only,
+            right: volume.right.clone(),
         };
         if running.configured.as_ref() == Some(&config) {
             return;
