@@ -117,7 +117,7 @@ pub struct Entry {
     pub id: &'static str,
     /// What it says.
     pub words: &'static str,
-    /// The configuration in which its absence shows; `-`: none is searched.
+    /// The configuration in which its absence shows, or might.
     pub scope: &'static str,
     /// Why it does not.
     pub why_not: &'static str,
@@ -310,19 +310,19 @@ impl Rule {
             Self::MapClear => (
                 "R10",
                 "it is cleared only of what was flushed there",
-                "-",
+                "resync-power",
                 "The replica's own dirty map (R11) stands for it: copies set it, and only members are told that a region is clean",
             ),
             Self::MapTouched => (
                 "R10",
                 "a copied block that was written since stays in it",
-                "-",
+                "resync",
                 "The replica's own dirty map (R11) stands for it: it names the region of the copy",
             ),
             Self::MapHand => (
                 "R10",
                 "a joining replica is given the maps of those that stay absent",
-                "-",
+                "three",
                 "Unknown is never clean (R11) stands for it, at the cost of a full copy",
             ),
             Self::OwnMap => (
@@ -334,13 +334,13 @@ impl Rule {
             Self::MapConfig => (
                 "R11",
                 "a map of another config does not count",
-                "-",
+                "three",
                 "A map that does not fit the roster is dropped when the view is stored, and a replica that is no member drops all of its own (R13): no map of another config is left to be asked for",
             ),
             Self::NoMap => (
                 "R11",
                 "without a map everything is copied",
-                "-",
+                "resync-takeover",
                 "Within one block and without damage there always is a map: it begins when the removal's view is stored, and is handed on (R10)",
             ),
             Self::LockRead => ("R12", "a read waits for a write to the same bytes", "power", ""),
@@ -355,7 +355,7 @@ impl Rule {
             Self::Vouch => (
                 "R13",
                 "a superblock that does not claim membership does not count as a member",
-                "-",
+                "restored",
                 "Only a catalogue or a superblock restored from a copy makes a difference; the former is noticed by the config of the others (Behind), the latter is not modelled",
             ),
             Self::Final => (
