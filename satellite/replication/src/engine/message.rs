@@ -190,7 +190,7 @@ impl<P: Clone> Engine<P> {
             }
             Status::Fenced if header.view.epoch > self.epoch => self.fence(out),
             Status::NotAuthorised => {
-                self.turned_away(now, replica, RightRefusal::from_code(header.length), out)
+                self.turned_away(now, replica, RightRefusal::from_code(header.length), out);
             }
             Status::MediaError => self.read_failed(now, replica, &sent, out),
             Status::NoMap => self.sync_answered(now, replica, &sent, header.status, &[], out),
