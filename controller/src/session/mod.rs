@@ -265,9 +265,8 @@ impl Session<'_> {
                 Wake::Message(Some(Ok(message))) => self.hear(message).await?,
                 Wake::Message(Some(Err(status))) => return Err(status),
                 Wake::Message(None) | Wake::HungUp => return Ok(()),
-                Wake::Touched => self.send_desired().await?,
                 Wake::Time if self.turn == rights::turn(self.node, Seconds::now()) => {}
-                Wake::Time => self.send_desired().await?,
+                Wake::Touched | Wake::Time => self.send_desired().await?,
                 Wake::NotLeader => return Err(not_leader(self.cluster)),
                 Wake::Replaced => {
                     return Err(Status::aborted("the node opened another session or was deleted"));
