@@ -405,7 +405,7 @@ async fn no_secret_is_in_anything_that_is_kept_or_told() {
     let secret = std::fs::read(controllers[0].dir.join("signing-key.p8")).unwrap();
     // The private half as PKCS#8 holds it, and how a database or JSON would write it.
     let seed = &secret[16..48];
-    let hex: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = PublicKey(seed.try_into().unwrap()).to_string();
     for controller in controllers {
         controller.running.stop().await;
     }
