@@ -14,3 +14,9 @@ pub mod settings;
 pub mod show;
 pub mod signers;
 pub mod signing_key;
+
+// Deliberate defects are for tests: nothing that serves data may be built with them.
+const _: () = assert!(
+    !stor_replication::DEFECTS,
+    "built with the feature `defects` of stor-replication"
+);

@@ -32,14 +32,6 @@ pub(crate) enum ChannelError {
     /// Not the protocol.
     #[error("{0}")]
     Wire(#[from] WireError),
-    /// A payload was damaged on the way.
-    #[error("a payload's checksum is {found:#010x}, its header says {expected:#010x}")]
-    Payload {
-        /// Of what came.
-        found: u32,
-        /// In the header.
-        expected: u32,
-    },
     /// The peer does not read.
     #[error("the peer does not take its messages")]
     Stuffed,
@@ -239,11 +231,7 @@ impl Channel {
 
 /// A message whose payload is whole, if it is as it was sent.
 fn message(framed: &Framed, buf: Buf) -> Result<(Header, Body<Data>), ChannelError> {
-    let found = crc32c(&buf);
-    let expected = framed.payload_crc;
-    if found != expected {
-        return Err(ChannelError::Payload { found, expected });
-    }
+    let found = framed.check(&buf)?;
     let body = if matches!(framed.header.kind, Kind::Write | Kind::Read) {
         let range = 0..buf.len();
         Body::Data(Data {

@@ -9,3 +9,9 @@ mod data;
 pub mod engine;
 pub mod pool;
 pub mod replicas;
+
+// Deliberate defects are for tests: nothing that serves data may be built with them.
+const _: () = assert!(
+    !stor_replication::DEFECTS,
+    "built with the feature `defects` of stor-replication"
+);

@@ -261,7 +261,7 @@ pub fn decide(row: &VolumeRow, change: &Change) -> Result<VolumeRow, Refusal> {
                 };
             }
             let (left, min) = (next.in_sync().count(), row.least_in_sync());
-            if left < min {
+            if left < min && !defect!(MinimumIgnored) {
                 return Err(Refusal::TooFewInSync { left, min });
             }
         }

@@ -5,6 +5,9 @@
 //! runtime: `step(now, event, &mut commands)`; a shell executes the commands. The simulation and the
 //! daemons run this same code. The rules R1 to R16 are in `docs/replication.md`.
 
+#[macro_use]
+pub mod defect;
+
 pub mod bitmap;
 pub mod body;
 pub mod catalogue;
@@ -18,3 +21,6 @@ pub mod replica;
 pub mod right;
 pub mod time;
 pub mod wire;
+
+/// Deliberate defects are compiled in. Whatever serves data asserts at compile time that they are not.
+pub const DEFECTS: bool = cfg!(feature = "defects");

@@ -63,12 +63,22 @@ impl ByteRange {
 
     /// Indices of the regions it touches.
     pub fn regions(self) -> std::ops::Range<u64> {
-        self.units(REGION)
+        let of = if defect!(RegionOffByOne) {
+            Self::new(self.offset, self.len.min(SECTOR))
+        } else {
+            self
+        };
+        of.units(REGION)
     }
 
     /// Indices of the blocks it touches.
     pub fn blocks(self) -> std::ops::Range<u64> {
-        self.units(BLOCK)
+        let of = if defect!(BlockOffByOne) {
+            Self::new(self.offset, self.len.min(SECTOR))
+        } else {
+            self
+        };
+        of.units(BLOCK)
     }
 
     /// Bytes of the blocks `blocks` in a volume of `size`: the last may be short.

@@ -24,7 +24,9 @@ impl<P: Clone> Engine<P> {
             return;
         }
         let (idle, more) = self.tracker.idle(now);
-        let equal = |region: &u64| !self.unequal.any(ByteRange::new(region * REGION, REGION).blocks());
+        let equal = |region: &u64| {
+            defect!(CleanUnequal) || !self.unequal.any(ByteRange::new(region * REGION, REGION).blocks())
+        };
         let clean: Vec<u64> = idle.into_iter().filter(equal).collect();
         let members: Vec<ReplicaId> = self.members().map(|(replica, _)| replica).collect();
         for chunk in clean.chunks(16 << 10) {

@@ -126,7 +126,7 @@ impl<P: Clone> Engine<P> {
             return;
         };
         let changed = peer.cache.is_some_and(|known| known != info.cache);
-        let cache_lost = member && changed && peer.has_unflushed();
+        let cache_lost = member && changed && peer.has_unflushed() && !defect!(CacheNotCompared);
         if cache_lost {
             peer.info = Some(info.clone());
             peer.lost = true;
@@ -184,7 +184,7 @@ impl<P: Clone> Engine<P> {
         let again: Vec<OpId> = peer
             .sent
             .iter()
-            .filter(|(_, sent)| sent.purpose.lasts())
+            .filter(|(_, sent)| sent.purpose.lasts() && !defect!(NotSentAgain))
             .map(|(op, _)| *op)
             .collect();
         for op in again {

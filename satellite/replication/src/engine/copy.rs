@@ -201,7 +201,7 @@ impl<P: Clone> Engine<P> {
             job.stage = Stage::Writing;
             job.targets = targets.iter().fold(0, |mask, (_, bit)| mask | bit);
         }
-        if !matches!(reason, Reason::Sync(_)) {
+        if !matches!(reason, Reason::Sync(_)) && !defect!(CopyNotTracked) {
             self.tracker.begin(now, range);
         }
         for (replica, _) in targets {
@@ -222,7 +222,7 @@ impl<P: Clone> Engine<P> {
         let Some(job) = self.copies.get_mut(&id) else {
             return;
         };
-        if !matches!(job.reason, Reason::Sync(_)) {
+        if !matches!(job.reason, Reason::Sync(_)) && !defect!(CopyNotTracked) {
             self.tracker.end(now, job.part());
         }
         if job.next_piece() {

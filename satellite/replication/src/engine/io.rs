@@ -110,7 +110,7 @@ impl<P: Clone> Engine<P> {
     pub(super) fn begin(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
         let Some(request) = self.ios.get(&io) else { return };
         let Some(range) = request.range() else {
-            if io.0 < OWN_IO && self.in_doubt() {
+            if io.0 < OWN_IO && self.in_doubt() && !defect!(FlushInDoubt) {
                 self.unrepaired.push_back(io);
                 return;
             }
@@ -120,7 +120,7 @@ impl<P: Clone> Engine<P> {
             return self.begin_extents(now, io, range, out);
         }
         //= docs/replication.md#R8
-        if request.is_read() && overlaps_unequal(&self.unequal, range) {
+        if request.is_read() && overlaps_unequal(&self.unequal, range) && !defect!(ReadUnrepaired) {
             self.urgent.extend(range.blocks());
             self.unrepaired.push_back(io);
             self.stirred = true;
@@ -175,6 +175,13 @@ impl<P: Clone> Engine<P> {
         for replica in targets {
             self.send(now, replica, message.clone(), Purpose::Io(io), out);
         }
+        if defect!(AnswerWhenSent)
+            && let Some(state) = self.ios.get_mut(&io)
+            && !matches!(state.request, Request::Flush)
+        {
+            state.acked = bits;
+            self.try_ack(now, io, out);
+        }
     }
 
     /// Members, and replicas on their way to become one.
@@ -224,11 +231,19 @@ impl<P: Clone> Engine<P> {
         if self.gate || !matches!(self.phase, Phase::Active | Phase::Stopping { .. }) {
             return;
         }
-        if state.is_read() || !state.issued || state.acked & self.required != self.required {
+        let lacking = state.acked & self.required != self.required;
+        let lacking = lacking && !(defect!(AnswerAfterFirst) && state.acked & self.required != 0);
+        let lacking =
+            lacking && !(defect!(FlushByOne) && matches!(state.request, Request::Flush) && state.acked != 0);
+        if state.is_read() || !state.issued || lacking {
             return;
         }
         if let Request::Flush = state.request {
-            let moment = state.moment;
+            let moment = if defect!(FlushCoversLater) {
+                self.tracker.moment()
+            } else {
+                state.moment
+            };
             self.tracker.flushed(moment);
             return self.finish(now, io, Ok(None), out);
         }
@@ -243,11 +258,9 @@ impl<P: Clone> Engine<P> {
     /// catching up too: a later write to the same bytes must not overtake it there.
     //= docs/replication.md#R12
     fn retire_when_done(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
-        if self
-            .ios
-            .get(&io)
-            .is_some_and(|state| state.answered && state.awaited & !state.acked == 0)
-        {
+        if self.ios.get(&io).is_some_and(|state| {
+            state.answered && (state.awaited & !state.acked == 0 || defect!(LockFreedEarly))
+        }) {
             self.retire(now, io, out);
         }
     }

@@ -26,7 +26,8 @@ struct Lock {
 
 impl Lock {
     fn conflicts(&self, other: &Self) -> bool {
-        (self.exclusive || other.exclusive) && self.range.overlaps(other.range)
+        let shared = defect!(ReadsUnlocked) && !(self.exclusive && other.exclusive);
+        (self.exclusive || other.exclusive) && !shared && self.range.overlaps(other.range)
     }
 }
 
@@ -51,6 +52,8 @@ impl Locks {
             .iter()
             .chain(&self.waiting)
             .any(|other| lock.conflicts(other));
+        let copy = matches!(holder, Holder::Copy(_));
+        let blocked = blocked && !defect!(NoLocks) && !(defect!(CopyUnlocked) && copy);
         if blocked {
             self.waiting.push_back(lock);
         } else {

@@ -52,10 +52,12 @@ impl<P: Clone> Engine<P> {
     //= docs/replication.md#R3
     pub(super) fn update_required(&mut self) {
         let joining = self.joining();
+        let away = |peer: &Peer<P>| defect!(AnswerBeforeRemoval) && peer.down_since().is_some();
+        let joins = |replica: ReplicaId| Some(replica) == joining && !defect!(NoJointAnswer);
         self.required = self
             .peers
             .iter()
-            .filter(|(replica, _)| self.is_member(**replica) || Some(**replica) == joining)
+            .filter(|(replica, peer)| (self.is_member(**replica) && !away(peer)) || joins(**replica))
             .fold(0, |mask, (_, peer)| mask | peer.bit);
     }
 
@@ -201,7 +203,7 @@ impl<P: Clone> Engine<P> {
         let reachable = self
             .members()
             .any(|(id, peer)| peer.is_open() && gone.iter().all(|(gone, _)| *gone != id));
-        if left < self.row.least_in_sync() || !reachable {
+        if (left < self.row.least_in_sync() && !defect!(MinimumIgnored)) || !reachable {
             return;
         }
         let stays = |replica: ReplicaId| gone.iter().all(|(gone, _)| *gone != replica);
@@ -211,7 +213,7 @@ impl<P: Clone> Engine<P> {
         if self.in_doubt() && !right {
             // Whoever goes now takes acknowledged writes along that nobody else has. It may come back.
             let since = *self.spared_since.get_or_insert(now);
-            if now.since(since) < START_GRACE {
+            if now.since(since) < START_GRACE && !defect!(LastRightGoes) {
                 return;
             }
         }
@@ -224,6 +226,9 @@ impl<P: Clone> Engine<P> {
             None,
             out,
         );
+        if defect!(AnswerBeforeRemoval) {
+            self.try_ack_all(now, out);
+        }
     }
 
     /// The set may do without this member, and without those that are to go anyway.
@@ -237,7 +242,7 @@ impl<P: Clone> Engine<P> {
     //= docs/replication.md#R5
     fn grace(&self) -> Duration {
         match self.phase {
-            Phase::Starting { .. } if !self.row.clean_before => START_GRACE,
+            Phase::Starting { .. } if !self.row.clean_before && !defect!(NoGrace) => START_GRACE,
             _ => UNREACHABLE_AFTER,
         }
     }
@@ -298,7 +303,7 @@ impl<P: Clone> Engine<P> {
             return self.sync_peers(now);
         }
         let after: BTreeSet<ReplicaId> = self.row.in_sync().collect();
-        self.gate |= before.difference(&after).next().is_some();
+        self.gate |= before.difference(&after).next().is_some() && !defect!(NoStoredView);
         // First of all: whatever is sent from here on is sent under the new view.
         let open: Vec<ReplicaId> = self
             .peers
@@ -307,7 +312,9 @@ impl<P: Clone> Engine<P> {
             .map(|(id, _)| *id)
             .collect();
         for replica in open {
-            self.tell_view(now, replica, out);
+            if !defect!(ViewNotTold) {
+                self.tell_view(now, replica, out);
+            }
         }
         for replica in before.difference(&after) {
             self.left(now, *replica, out);

@@ -165,7 +165,10 @@ impl<P: Clone> Engine<P> {
         let Some(peer) = self.peers.get_mut(&replica) else {
             return;
         };
-        if peer.link_id() != Some(link) || !header.is_reply() || header.volume != self.row.volume {
+        if (peer.link_id() != Some(link) && !defect!(OldLinkAnswers))
+            || !header.is_reply()
+            || header.volume != self.row.volume
+        {
             return;
         }
         peer.heard = now;
@@ -184,7 +187,13 @@ impl<P: Clone> Engine<P> {
         match header.status {
             Status::Ok => {
                 //= docs/replication.md#R6
-                peer.lease = peer.lease.max(sent.at + LEASE.saturating_sub(LEASE_MARGIN));
+                let asked = if defect!(LeaseFromAnswer) { now } else { sent.at };
+                let margin = if defect!(NoMargin) {
+                    std::time::Duration::ZERO
+                } else {
+                    LEASE_MARGIN
+                };
+                peer.lease = peer.lease.max(asked + LEASE.saturating_sub(margin));
                 self.answered(now, replica, &sent, body, out);
                 self.release_held(now, out);
             }
@@ -271,6 +280,7 @@ impl<P: Clone> Engine<P> {
         };
         if let Some(peer) = self.peers.get_mut(&replica)
             && reason == EjectReason::DiskFailed
+            && !defect!(FailedTrusted)
         {
             //= docs/replication.md#R15
             // What its disk had not made durable may be gone, even should it open well again.

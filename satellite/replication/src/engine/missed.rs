@@ -69,7 +69,9 @@ impl<P: Clone> Engine<P> {
         if next < total && !bytes.is_empty() {
             return self.ask_map(now, target, target, DIRTY_MAP, None, next, out);
         }
-        sync.need = sync.regions.regions_to_blocks(sync.need.len());
+        if !defect!(OwnMapIgnored) {
+            sync.need = sync.regions.regions_to_blocks(sync.need.len());
+        }
         sync.stage = Stage::MissedMap;
         self.ask_missed(now, target, out);
     }
@@ -101,7 +103,11 @@ impl<P: Clone> Engine<P> {
         let member = self.row.replicas.get(&target)?;
         let info = self.peers.get(&target)?.info.as_ref()?;
         match member.state {
-            MemberState::Stale { since, .. } if info.stored.config.next() >= member.joined? => since,
+            MemberState::Stale { since, .. }
+                if defect!(OldCopyTrusted) || info.stored.config.next() >= member.joined? =>
+            {
+                since
+            }
             MemberState::Stale { .. } | MemberState::InSync => None,
         }
     }
@@ -169,6 +175,7 @@ impl<P: Clone> Engine<P> {
         let next = next.or_else(|| {
             sync.hand
                 .pop_front()
+                .filter(|_| !defect!(MapsNotHandedOn))
                 .map(|(absent, since)| Hand::Probe(absent, since))
         });
         let Some(next) = next else {

@@ -136,6 +136,9 @@ impl<P> Peer<P> {
     /// How good a source for what members may differ in: the longer ago a member lost anything, the better.
     //= docs/replication.md#R8
     pub(super) fn worth(&self) -> Reverse<u64> {
+        if defect!(AnySource) {
+            return Reverse(0);
+        }
         Reverse(self.loss().map_or(u64::MAX, |epoch| epoch.0))
     }
 

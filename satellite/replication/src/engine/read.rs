@@ -22,13 +22,18 @@ impl<P: Clone> Engine<P> {
             Request::Write { .. } | Request::Zero { .. } | Request::Flush => return,
         };
         let failed = state.failed;
-        if overlaps_unequal(&self.unequal, range) {
+        if overlaps_unequal(&self.unequal, range) && !defect!(ReadUnrepaired) {
             // It had begun before a member lost its cache.
             self.unlock(now, Holder::Io(io), out);
             return self.begin(now, io, out);
         }
         let best = self
-            .members()
+            .peers
+            .iter()
+            .map(|(replica, peer)| (*replica, peer))
+            .filter(|(replica, peer)| {
+                self.is_member(*replica) || (defect!(SyncingRead) && peer.sync.is_some())
+            })
             .filter(|(_, peer)| peer.is_open() && failed & peer.bit == 0)
             .min_by_key(|(replica, peer)| (Some(*replica) != self.local, peer.sent.len()))
             .map(|(replica, _)| replica);
@@ -80,7 +85,7 @@ impl<P: Clone> Engine<P> {
     /// Answers a read that has its data, if the leases of the whole set hold; keeps it otherwise.
     //= docs/replication.md#R6
     pub(super) fn release_read(&mut self, now: Time, io: IoId, out: &mut Vec<Command<P>>) {
-        if self.leased(now) {
+        if self.leased(now) || defect!(LeaseNotChecked) {
             let data = self.ios.get_mut(&io).and_then(|state| state.data.take());
             return self.finish(now, io, Ok(data), out);
         }
@@ -137,8 +142,12 @@ impl<P: Clone> Engine<P> {
     //= docs/replication.md#R6
     pub(super) fn leased(&self, now: Time) -> bool {
         let proposed = self.proposal.as_ref().and_then(|proposal| proposal.adding);
+        let proposed = proposed.filter(|_| !defect!(NoJointLease));
         let counts = |replica: ReplicaId| self.is_member(replica) || proposed == Some(replica);
         let mut all = self.peers.iter().filter(|(replica, _)| counts(**replica));
+        if defect!(LeaseOfOne) && all.clone().any(|(_, peer)| now < peer.lease) {
+            return self.phase_serves();
+        }
         self.phase_serves() && all.all(|(_, peer)| now < peer.lease)
     }
 }

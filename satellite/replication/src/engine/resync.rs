@@ -210,7 +210,7 @@ impl<P: Clone> Engine<P> {
             (Stage::MissedMap, Kind::GetMap) => self.missed_words(now, target, words, out),
             (Stage::Handing(hand), _) => self.handed(now, target, &hand, words, out),
             (_, Kind::Flush) if sync.flushing.is_some() => self.checkpointed(now, target, out),
-            (Stage::Flushing, Kind::Flush) => {
+            (Stage::Flushing, kind) if kind == Kind::Flush || defect!(JoinUnflushed) => {
                 sync.stage = Stage::Joining;
                 let message = Message {
                     flags: flags::MEMBER | flags::WHOLE,
@@ -235,21 +235,20 @@ impl<P: Clone> Engine<P> {
         match sync.stage {
             Stage::Copying => self.pump_copies(now, target, out),
             Stage::Draining { before } => {
-                if !peer
+                let mut owed = peer
                     .sent
                     .iter()
-                    .any(|(op, sent)| *op < before && sent.purpose.lasts())
-                {
+                    .filter(|(op, sent)| **op < before && sent.purpose.lasts());
+                if owed.next().is_none() || defect!(JoinUndrained) {
                     if let Some(sync) = self.sync_of(target) {
                         sync.stage = Stage::Flushing;
                     }
-                    self.send(
-                        now,
-                        target,
-                        Message::plain(Kind::Flush),
-                        Purpose::Sync(target),
-                        out,
-                    );
+                    let kind = if defect!(JoinUnflushed) {
+                        Kind::Ping
+                    } else {
+                        Kind::Flush
+                    };
+                    self.send(now, target, Message::plain(kind), Purpose::Sync(target), out);
                 }
             }
             Stage::Proposed
@@ -330,7 +329,9 @@ impl<P: Clone> Engine<P> {
 
     /// The catalogue added it. No flush before this covers it, and its dirty regions are now everyone's.
     pub(super) fn joined(&mut self, now: Time, replica: ReplicaId) {
-        self.tracker.forget_flushes();
+        if !defect!(FlushesKept) {
+            self.tracker.forget_flushes();
+        }
         let Some(peer) = self.peers.get_mut(&replica) else {
             return;
         };
@@ -356,7 +357,7 @@ impl<P: Clone> Engine<P> {
         let fault = peer.fault;
         if let Some(fault) = fault
             .or(Some(crate::catalogue::EjectReason::Unreachable))
-            .filter(|_| peer.is_open())
+            .filter(|_| peer.is_open() && !defect!(AttemptLeftOpen))
         {
             self.give_up_on(now, replica, fault, out);
         }

@@ -100,7 +100,7 @@ impl<P: Clone> Engine<P> {
         //= docs/replication.md#R8
         if !dirty.is_clear() {
             let source = self.members().max_by_key(|(_, peer)| peer.worth());
-            if self.guest_alive && !source.is_some_and(|(_, peer)| peer.is_right()) {
+            if self.guest_alive && !defect!(LossServed) && !source.is_some_and(|(_, peer)| peer.is_right()) {
                 return self.fail(FailReason::CacheLost, out);
             }
             self.source = source.map(|(id, _)| id);
@@ -115,6 +115,9 @@ impl<P: Clone> Engine<P> {
             }
         }
         self.unequal = dirty.regions_to_blocks(self.blocks());
+        if defect!(NoRepair) {
+            self.unequal = Bitmap::new(self.blocks());
+        }
         self.phase = Phase::Active;
         self.tell_source(now, out);
         self.begin_backlog(now, out);
@@ -133,11 +136,15 @@ impl<P: Clone> Engine<P> {
             self.unequal = Bitmap::new(self.blocks());
         }
         self.unequal.or(&regions.regions_to_blocks(self.blocks()));
-        self.copies.values_mut().for_each(|job| job.void = true);
+        self.copies
+            .values_mut()
+            .for_each(|job| job.void = !defect!(CopyNotVoided));
         self.source = None;
         self.repair_at = now;
         self.stirred = true;
-        self.recall_flushes(now, out);
+        if !defect!(FlushNotRecalled) {
+            self.recall_flushes(now, out);
+        }
     }
 
     /// Copies of one replica are equal to themselves.

@@ -50,7 +50,7 @@ impl<P: Clone> Engine<P> {
                     flush: Some(io),
                 };
             }
-            Some(io) if self.is_pending(io) => {}
+            Some(io) if self.is_pending(io) && !defect!(StopUnflushed) => {}
             Some(_) => {
                 let clean = self.unequal.is_clear();
                 let members: Vec<ReplicaId> = self.members().map(|(replica, _)| replica).collect();

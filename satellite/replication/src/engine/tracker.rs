@@ -91,11 +91,17 @@ impl Tracker {
         } else {
             IDLE
         };
-        let idle = |region: &Region| region.writing == 0 && now.since(region.last) >= hold;
+        let hold = if defect!(CleanWhileWriting) {
+            Duration::ZERO
+        } else {
+            hold
+        };
+        let quiet = |region: &Region| region.writing == 0 || defect!(CleanWhileWriting);
+        let idle = |region: &Region| quiet(region) && now.since(region.last) >= hold;
         let mut clean = Vec::new();
         let mut more = false;
         for (index, region) in self.regions.iter().filter(|(_, region)| idle(region)) {
-            if region.touched <= self.flushed.0 {
+            if region.touched <= self.flushed.0 || defect!(CleanWithoutFlush) {
                 clean.push(*index);
             } else {
                 more = true;

@@ -50,7 +50,9 @@ impl<P: Clone> Replica<P> {
             ),
             Kind::Flush => self.disk_action(now, conn, header, DiskAction::Flush, out),
             Kind::Write | Kind::Zero => {
-                if self.maps.note_write(header.range()) {
+                let copy = self.session.as_ref().is_some_and(|session| !session.member);
+                let bare = defect!(WriteBeforeBit) || (defect!(CopyWithoutBit) && copy);
+                if bare || self.maps.note_write(header.range()) {
                     self.write(now, conn, header, body, out);
                 } else {
                     self.parked.push_back(Parked {
@@ -179,7 +181,7 @@ impl<P: Clone> Replica<P> {
     /// The disk failed for good: remembered if it still can be, and every waiting write is refused.
     //= docs/replication.md#R15
     fn fail(&mut self, out: &mut Vec<Command<P>>) {
-        if !self.superblock.failed {
+        if !self.superblock.failed && !defect!(FailureForgotten) {
             self.superblock.failed = true;
             self.maps.touch_superblock();
         }
@@ -275,6 +277,7 @@ impl<P: Clone> Replica<P> {
             let since = Reader(since).u64().map(ConfigSeq);
             let asked = (ReplicaId(header.length), since.unwrap_or_default());
             let held = since.is_some() && self.superblock.maps.contains(&Some(asked));
+            let held = held || defect!(MapOfAnyConfig);
             self.maps.map_of(&self.superblock, asked.0).filter(|_| held)
         };
         match map {

@@ -77,6 +77,8 @@ pub(super) struct Maps {
     generation: u64,
     stored: u64,
     batch: Option<Batch>,
+    /// The superblock was stored in one copy and is due in the other.
+    second: bool,
     /// The disk takes no more pages.
     given_up: bool,
 }
@@ -102,19 +104,19 @@ impl Maps {
             for index in 0..bits.div_ceil(BITS) {
                 let id_of_page = page(index);
                 let (a, b) = copies(id_of_page)?;
-                match newest(
-                    decode_copy(&a, id_of_page, volume, id),
-                    decode_copy(&b, id_of_page, volume, id),
-                ) {
+                let a = decode_copy(&a, id_of_page, volume, id);
+                let b = decode_copy(&b, id_of_page, volume, id);
+                //= docs/replication.md#R11
+                // Beside a damaged copy the good one may be the older: the damage may have come later.
+                if (a == Copy::Bad || b == Copy::Bad) && !defect!(DamagedIsClean) {
+                    bitmap.set_range(index * BITS..((index + 1) * BITS).min(bits));
+                }
+                match newest(a, b) {
                     Copy::Good { seq, body } => {
                         seqs.insert(id_of_page, seq);
                         bitmap.or_bytes(index * WORDS, body);
                     }
-                    Copy::Blank => {}
-                    //= docs/replication.md#R11
-                    Copy::Bad => {
-                        bitmap.set_range(index * BITS..((index + 1) * BITS).min(bits));
-                    }
+                    Copy::Blank | Copy::Bad => {}
                     Copy::Newer(version) => return Err(FormatError::Newer(version).into()),
                 }
             }
@@ -131,7 +133,9 @@ impl Maps {
             }
             let mut bits = map(blocks, &|index| PageId::OutOfSync(slot, index))?;
             //= docs/replication.md#R10
-            bits.or(&dirty.regions_to_blocks(blocks));
+            if !defect!(MapWithoutDirty) {
+                bits.or(&dirty.regions_to_blocks(blocks));
+            }
             let touched = (0..blocks.div_ceil(BITS)).collect();
             absent.push(Some(AbsentMap {
                 blocks: bits,
@@ -151,6 +155,7 @@ impl Maps {
             generation: 0,
             stored: 0,
             batch: None,
+            second: false,
             given_up: false,
         };
         Ok((superblock, maps))
@@ -196,7 +201,7 @@ impl Maps {
     //= docs/replication.md#R7
     pub(super) fn note_write(&mut self, range: ByteRange) -> bool {
         //= docs/replication.md#R10
-        for map in self.absent.iter_mut().flatten() {
+        for map in self.absent.iter_mut().flatten().filter(|_| !defect!(MapStays)) {
             for block in range.blocks() {
                 if map.blocks.set(block) {
                     map.touched.insert(block / BITS);
@@ -204,7 +209,9 @@ impl Maps {
             }
         }
         for region in range.regions() {
-            self.clean.remove(&region);
+            if !defect!(LowerWritten) {
+                self.clean.remove(&region);
+            }
             // What it missed since the batch under way was composed is not in that batch.
             if let Some(lowering) = &mut self.lowering {
                 lowering.remove(&region);
@@ -246,7 +253,10 @@ impl Maps {
         let left = superblock.in_sync.clone();
         for (replica, since) in &roster.absent {
             if left.contains(replica) && !roster.in_sync.contains(replica) {
-                let dirty = self.dirty.regions_to_blocks(Self::blocks(superblock));
+                let mut dirty = self.dirty.regions_to_blocks(Self::blocks(superblock));
+                if defect!(MapBeginsEmpty) {
+                    dirty = Bitmap::new(dirty.len());
+                }
                 self.begin_map(superblock, *replica, *since, &dirty);
             }
         }
@@ -411,7 +421,7 @@ impl Maps {
                 let touched = map.iter().flat_map(|map| map.touched.iter());
                 pages.extend(touched.map(|page| PageId::OutOfSync(slot, *page)));
             }
-            if !pages.is_empty() {
+            if !pages.is_empty() && !defect!(LowerBeforeMaps) {
                 self.lowering = Some(self.clean.clone());
                 return pages;
             }
@@ -444,6 +454,11 @@ impl Maps {
                 self.durable.or_bytes(*first, words);
             }
             self.stored = self.stored.max(batch.generation);
+            // What it says has to be in both copies: should one be damaged later, the other must not be older.
+            self.second = !self.second && batch.pages.contains(&PageId::Superblock);
+            if self.second {
+                self.raise.insert(PageId::Superblock);
+            }
         } else {
             self.raise.extend(batch.pages);
             self.lowering = None;

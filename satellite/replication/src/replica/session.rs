@@ -27,7 +27,7 @@ impl<P: Clone> Replica<P> {
             return refuse_right(out, conn, &header, RightRefusal::OtherEpoch);
         }
         //= docs/replication.md#R5
-        if header.view.epoch < self.superblock.fence {
+        if header.view.epoch < self.superblock.fence && !defect!(OlderEpochServed) {
             return self.refuse_stranger(conn, &header, out);
         }
         if self.superblock.failed {
@@ -51,7 +51,7 @@ impl<P: Clone> Replica<P> {
         if header.flags & flags::MEMBER == 0 {
             //= docs/replication.md#R13
             // What this copy knows of others ends here: it misses their later writes.
-            if !self.superblock.in_sync.is_empty() {
+            if !self.superblock.in_sync.is_empty() && !defect!(ClaimKept) {
                 self.superblock.in_sync.clear();
                 self.maps.touch_superblock();
             }
@@ -85,8 +85,14 @@ impl<P: Clone> Replica<P> {
     pub(super) fn try_promise(&mut self, now: Time, out: &mut Vec<Command<P>>) {
         let Some(opening) = &mut self.opening else { return };
         let (holder, until) = self.lease;
-        opening.leased = holder < opening.header.view.epoch && now < until;
-        if opening.leased || !self.disk.is_empty() || !self.maps.stored(opening.stored_at) {
+        opening.leased = holder < opening.header.view.epoch && now < until && !defect!(NoLeaseWait);
+        let ignored = if defect!(NoDrain) {
+            usize::MAX
+        } else {
+            usize::from(defect!(DrainAllButOne))
+        };
+        let busy = self.disk.len() > ignored;
+        if opening.leased || busy || !(self.maps.stored(opening.stored_at) || defect!(FenceNotStored)) {
             return;
         }
         let Some(Opening { conn, header, .. }) = self.opening.take() else {
@@ -144,7 +150,7 @@ impl<P: Clone> Replica<P> {
         // Remembered beyond this engine, which may not live to make it good.
         if header.flags & flags::WHOLE != 0 {
             self.superblock.doubt = Epoch(0);
-        } else if self.superblock.cache != self.cache {
+        } else if self.superblock.cache != self.cache && !defect!(DoubtForgotten) {
             self.superblock.doubt = header.view.epoch;
         }
         self.superblock.cache = self.cache;

@@ -9,7 +9,7 @@ use stor_replication::range::{BLOCK, ByteRange, REGION};
 use stor_replication::replica::{DiskAction, Event};
 use stor_replication::wire::{Kind, Status};
 
-use crate::bench::{A, B, Bench, Rig, SIZE, block, disk, row, status, view};
+use super::bench::{A, B, Bench, Rig, SIZE, block, disk, row, status, view};
 
 fn hole(length: u32) -> Extent {
     Extent { length, hole: true }
@@ -34,7 +34,7 @@ fn without_leases_it_waits() {
     let mut rig = Rig::serving(row(&[A, B], &[], 1));
     rig.run(1000);
     rig.submit(1, Request::Extents(block(0)));
-    let asked = |sent: &&crate::bench::Sent| sent.header.kind == Kind::Extents;
+    let asked = |sent: &&super::bench::Sent| sent.header.kind == Kind::Extents;
     let question = rig.sent.iter().find(asked).unwrap().clone();
     rig.sent.retain(|sent| !asked(&sent));
     rig.now = rig.now + Duration::from_secs(5);
@@ -81,7 +81,7 @@ fn it_waits_for_writes_under_way_and_writes_wait_for_it() {
 fn what_may_differ_is_never_a_hole() {
     let mut rig = Rig::new(row(&[A, B], &[], 1), true, None);
     rig.dirty.insert(A, 0b10);
-    let no_data = |sent: &crate::bench::Sent| !matches!(sent.header.kind, Kind::Read | Kind::Write);
+    let no_data = |sent: &super::bench::Sent| !matches!(sent.header.kind, Kind::Read | Kind::Write);
     rig.run_if(200, no_data);
     rig.submit(1, Request::Extents(ByteRange::new(0, SIZE)));
     rig.submit(

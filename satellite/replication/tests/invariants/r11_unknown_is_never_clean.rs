@@ -1,11 +1,12 @@
 //= docs/replication.md#R11
 //! A returning replica gets what the others know it missed and what it wrote itself; unknown is never clean.
 
+use stor_replication::body::Body;
 use stor_replication::disk::PageId;
-use stor_replication::ids::ConfigSeq;
+use stor_replication::ids::{ConfigSeq, Epoch};
 use stor_replication::wire::{DIRTY_MAP, Kind, Status};
 
-use crate::bench::{A, B, Bench, Rig, block, cache, row, view};
+use super::bench::{A, B, Bench, Rig, block, cache, row, view};
 
 #[test]
 fn its_own_dirty_regions_are_copied_to_it() {
@@ -37,7 +38,7 @@ fn a_map_that_begins_elsewhere_is_no_map() {
         Err(Status::NoMap)
     );
     assert_eq!(
-        bench.map(1, view(1, 1), Some((crate::bench::C, ConfigSeq(1)))),
+        bench.map(1, view(1, 1), Some((super::bench::C, ConfigSeq(1)))),
         Err(Status::NoMap)
     );
 }
@@ -55,9 +56,9 @@ fn without_a_map_everything_is_copied() {
         .unwrap()
         .clone();
     rig.sent.retain(|sent| sent.header.op != ask.header.op);
-    rig.answer_with(&ask, Status::NoMap, stor_replication::body::Body::None);
+    rig.answer_with(&ask, Status::NoMap, Body::None);
     rig.run(3000);
-    assert_eq!(rig.engine.counters().resynced_bytes, crate::bench::SIZE);
+    assert_eq!(rig.engine.counters().resynced_bytes, super::bench::SIZE);
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn a_superblock_older_than_its_joining_means_everything() {
     row.replicas.get_mut(&B).unwrap().joined = Some(ConfigSeq(7));
     let mut rig = Rig::serving(row);
     rig.run(3000);
-    assert_eq!(rig.engine.counters().resynced_bytes, crate::bench::SIZE);
+    assert_eq!(rig.engine.counters().resynced_bytes, super::bench::SIZE);
 }
 
 #[test]
@@ -82,5 +83,46 @@ fn a_damaged_page_counts_as_all_dirty() {
         }
     }
     let bench = bench.restart(cache(1));
-    assert_eq!(bench.replica.dirty_regions(), crate::bench::SIZE >> 20);
+    assert_eq!(bench.replica.dirty_regions(), super::bench::SIZE >> 20);
+}
+
+/// Where a page's two copies are, the later one first.
+fn copies(bench: &Bench, page: PageId) -> [u64; 2] {
+    let seq = |second: bool| {
+        let bytes = bench.meta.get(&page.offset(second));
+        bytes.map(|bytes| u64::from_le_bytes(bytes[16..24].try_into().unwrap()))
+    };
+    if seq(true) > seq(false) {
+        [page.offset(true), page.offset(false)]
+    } else {
+        [page.offset(false), page.offset(true)]
+    }
+}
+
+#[test]
+fn beside_a_damaged_copy_an_older_one_is_not_believed() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    for region in 0..2 {
+        let mut write = bench.header(Kind::Write, view(1, 0));
+        (write.offset, write.length) = (region << 20, 4096);
+        bench.ask(1, write, Body::Data(7));
+        bench.stored();
+    }
+    // The copy written last, which alone knows of the second region, goes bad on the disk.
+    let [later, _] = copies(&bench, PageId::Dirty(0));
+    bench.meta.get_mut(&later).unwrap()[100] ^= 1;
+    let bench = bench.restart(cache(2));
+    assert_eq!(bench.replica.dirty_regions(), super::bench::SIZE >> 20);
+}
+
+#[test]
+fn a_damaged_superblock_does_not_bring_an_older_one_back() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    bench.open(2, view(2, 0), &[]);
+    let [later, _] = copies(&bench, PageId::Superblock);
+    bench.meta.get_mut(&later).unwrap()[100] ^= 1;
+    let bench = bench.restart(cache(2));
+    assert_eq!(bench.replica.superblock().fence, Epoch(2));
 }

@@ -4,7 +4,7 @@
 use stor_replication::engine::Request;
 use stor_replication::wire::Kind;
 
-use crate::bench::{A, B, Rig, Sent, block, row};
+use super::bench::{A, B, Rig, Sent, block, row};
 
 #[test]
 fn an_overlapping_write_waits_for_the_first() {

@@ -5,7 +5,7 @@ use stor_replication::body::Body;
 use stor_replication::engine::Request;
 use stor_replication::wire::{Kind, flags};
 
-use crate::bench::{A, B, Bench, Rig, block, row, view};
+use super::bench::{A, B, Bench, Rig, block, row, view};
 
 #[test]
 fn it_is_not_read_even_if_it_is_the_nearest() {

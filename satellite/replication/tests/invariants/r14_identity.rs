@@ -6,9 +6,9 @@ use stor_replication::engine::State;
 use stor_replication::ids::{ConnId, Epoch, ReplicaId, VolumeId};
 use stor_replication::replica;
 use stor_replication::right::RightRefusal;
-use stor_replication::wire::{Framed, Header, Kind, MAX_RIGHT, Status, WireError, flags};
+use stor_replication::wire::{Framed, Header, Kind, MAX_RIGHT, Status, WireError, crc32c, flags};
 
-use crate::bench::{A, B, Bench, Rig, Sent, VOLUME, authorised, block, disk, row, status, view};
+use super::bench::{A, B, Bench, Rig, Sent, VOLUME, authorised, block, disk, row, status, view};
 
 type Change = fn(&mut Header);
 
@@ -207,4 +207,16 @@ fn an_open_carries_a_right_and_nothing_larger() {
             "{code}: {why:?}"
         );
     }
+}
+
+#[test]
+fn a_damaged_payload_is_no_message() {
+    let mut bench = Bench::new();
+    let header = bench.header(Kind::PutMap, view(1, 0));
+    let framed = Framed::try_from(&header.encode(4, crc32c(b"good"))).unwrap();
+    assert_eq!(framed.check(b"good"), Ok(framed.payload_crc));
+    assert!(matches!(
+        framed.check(b"goof"),
+        Err(WireError::PayloadChecksum { .. })
+    ));
 }

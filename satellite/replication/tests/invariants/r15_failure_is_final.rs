@@ -6,7 +6,7 @@ use stor_replication::info::Info;
 use stor_replication::replica::{Command, DiskAction, DiskError, Event};
 use stor_replication::wire::{Kind, Status, flags};
 
-use crate::bench::{Bench, block, cache, disk, status, view};
+use super::bench::{A, B, Bench, Rig, block, cache, disk, row, status, view};
 
 #[test]
 fn a_failed_flush_is_not_tried_again() {
@@ -84,4 +84,26 @@ fn a_disk_that_takes_not_even_the_mark_is_left_alone() {
     });
     assert_eq!(bench.tick(60_000), []);
     assert!(bench.replica.is_idle());
+}
+
+#[test]
+fn an_engine_that_was_told_does_not_trust_what_it_knew() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 2));
+    rig.write(1, block(0));
+    rig.run(20);
+    rig.write(2, block(1));
+    let at = rig
+        .sent
+        .iter()
+        .position(|sent| sent.replica == B && sent.header.kind == Kind::Write)
+        .unwrap();
+    let refused = rig.sent.remove(at).unwrap();
+    rig.answer_with(&refused, Status::DiskFailed, Body::None);
+    // It opens again and says that nothing happened.
+    rig.run(3000);
+    assert!(
+        rig.engine.counters().repaired_bytes >= 1 << 20,
+        "what it had not flushed was not copied to it"
+    );
+    assert!(rig.is_done(2));
 }

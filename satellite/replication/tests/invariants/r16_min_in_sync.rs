@@ -4,7 +4,7 @@
 use stor_replication::catalogue::{Change, EjectReason, Refusal, decide};
 use stor_replication::engine::State;
 
-use crate::bench::{A, B, C, Rig, block, row, view};
+use super::bench::{A, B, C, Rig, block, row, view};
 
 #[test]
 fn the_catalogue_refuses_to_shrink_below_the_minimum() {

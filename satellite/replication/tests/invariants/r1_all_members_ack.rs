@@ -4,7 +4,7 @@
 use stor_replication::engine::Request;
 use stor_replication::wire::Kind;
 
-use crate::bench::{A, B, C, Rig, block, row};
+use super::bench::{A, B, C, Rig, block, row};
 
 #[test]
 fn a_write_waits_for_the_last_member() {

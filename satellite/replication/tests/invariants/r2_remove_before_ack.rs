@@ -5,7 +5,7 @@ use stor_replication::catalogue::{Change, EjectReason};
 use stor_replication::engine::State;
 use stor_replication::wire::Kind;
 
-use crate::bench::{A, B, Rig, block, row, view};
+use super::bench::{A, B, Rig, block, row, view};
 
 #[test]
 fn an_answer_waits_for_the_catalogue_and_for_one_stored_view() {

@@ -5,7 +5,7 @@ use stor_replication::body::Body;
 use stor_replication::replica::Event;
 use stor_replication::wire::{Kind, Status, flags};
 
-use crate::bench::{Bench, block, disk, status, view};
+use super::bench::{Bench, block, cache, disk, status, view};
 
 #[test]
 fn the_promise_waits_for_fence_disk_and_lease() {
@@ -64,7 +64,7 @@ fn the_promise_waits_for_the_lease_it_granted() {
 #[test]
 fn the_promise_waits_for_the_fence_to_be_stored() {
     let mut bench = Bench::new();
-    bench.now = crate::bench::at(5000);
+    bench.now = super::bench::at(5000);
     let mut header = bench.header(Kind::Open, view(2, 0));
     header.flags = flags::MEMBER;
     let out = bench.ask(1, header, Body::None);
@@ -86,4 +86,23 @@ fn it_ends_with_its_connection() {
     });
     let (op, out) = bench.write(1, view(1, 0), block(0), 7);
     assert_eq!(status(&out, op), Some(Status::NotOpen));
+}
+
+#[test]
+fn a_restarted_replica_assumes_that_it_had_granted_a_lease() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let mut bench = bench.restart(cache(1));
+    let mut header = bench.header(Kind::Open, view(2, 0));
+    header.flags = flags::MEMBER;
+    let mut out = bench.ask(2, header, Body::None);
+    out.extend(bench.stored());
+    out.extend(bench.tick(900));
+    assert_eq!(
+        status(&out, header.op),
+        None,
+        "promised beside a lease of the process before"
+    );
+    let out = bench.tick(100);
+    assert_eq!(status(&out, header.op), Some(Status::Ok));
 }

@@ -5,7 +5,7 @@ use stor_replication::body::Body;
 use stor_replication::engine::State;
 use stor_replication::wire::{Kind, Status};
 
-use crate::bench::{A, B, Bench, Rig, block, row, status, view};
+use super::bench::{A, B, Bench, Rig, block, row, status, view};
 
 #[test]
 fn an_older_engine_is_refused() {
@@ -22,7 +22,7 @@ fn an_older_engine_is_refused() {
 fn the_fence_outlives_the_process() {
     let mut bench = Bench::new();
     bench.open(1, view(5, 0), &[]);
-    let mut bench = bench.restart(crate::bench::cache(1));
+    let mut bench = bench.restart(super::bench::cache(1));
     let header = bench.header(Kind::Open, view(4, 0));
     let out = bench.ask(2, header, Body::None);
     assert_eq!(status(&out, header.op), Some(Status::Fenced));

@@ -3,12 +3,12 @@
 
 use stor_replication::body::Body;
 use stor_replication::disk::PageId;
-use stor_replication::engine::Request;
+use stor_replication::engine::{Event, Request};
 use stor_replication::range::ByteRange;
 use stor_replication::replica::DiskError;
-use stor_replication::wire::{Kind, Status};
+use stor_replication::wire::{Kind, Status, flags};
 
-use crate::bench::{A, B, Bench, Rig, block, disk, pages, row, status, view};
+use super::bench::{A, B, Bench, Rig, Sent, block, disk, pages, row, status, view};
 
 #[test]
 fn the_first_write_to_a_region_waits_for_its_bit() {
@@ -89,4 +89,123 @@ fn a_flush_before_the_write_cleans_nothing() {
     rig.answer_if(|_| true);
     rig.run_if(9000, |sent| sent.header.kind != Kind::Flush);
     assert_eq!(rig.waiting(Kind::Clean), []);
+}
+
+/// A write that its region's cleaning must wait for, whatever flushes say.
+fn not_cleaned_before_another_flush(rig: &mut Rig) {
+    let kept = |sent: &Sent| [Kind::Flush, Kind::Clean].contains(&sent.header.kind);
+    rig.run_if(7000, |sent| !kept(sent));
+    assert_eq!(rig.waiting(Kind::Clean), []);
+    assert!(!rig.waiting(Kind::Flush).is_empty(), "no own flush");
+}
+
+#[test]
+fn a_flush_covers_what_ended_before_it_began() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 1));
+    rig.write(1, block(0));
+    rig.run(20);
+    rig.submit(2, Request::Flush);
+    rig.write(3, block(1));
+    rig.answer_if(|sent| sent.header.kind == Kind::Write);
+    assert!(rig.is_done(3));
+    rig.answer_if(|sent| sent.header.kind == Kind::Flush);
+    assert!(rig.is_done(2));
+    not_cleaned_before_another_flush(&mut rig);
+}
+
+#[test]
+fn a_region_that_is_being_written_is_not_declared_clean() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 1));
+    rig.write(1, block(0));
+    rig.submit(2, Request::Flush);
+    let held = |sent: &Sent| sent.replica == B && sent.header.kind == Kind::Write;
+    rig.run_if(7000, |sent| !held(sent) && sent.header.kind != Kind::Clean);
+    assert!(rig.is_done(2) && !rig.is_done(1));
+    assert_eq!(rig.waiting(Kind::Clean), []);
+}
+
+fn unclean() -> Rig {
+    let mut unclean = row(&[A, B], &[], 1);
+    unclean.clean_before = false;
+    let mut rig = Rig::new(unclean, true, None);
+    rig.dirty = [A, B].into_iter().map(|replica| (replica, 1)).collect();
+    rig
+}
+
+#[test]
+fn a_copy_between_members_is_a_write_a_flush_must_cover() {
+    let mut rig = unclean();
+    let copied = |sent: &Sent| sent.header.kind == Kind::Write;
+    rig.run_if(300, |sent| !copied(sent));
+    assert!(!rig.waiting(Kind::Write).is_empty(), "no copies");
+    rig.submit(1, Request::Flush);
+    rig.run_if(50, |sent| !copied(sent));
+    assert!(rig.is_done(1));
+    rig.answer_if(copied);
+    not_cleaned_before_another_flush(&mut rig);
+}
+
+#[test]
+fn an_unequal_region_is_not_declared_clean() {
+    let mut rig = unclean();
+    let held = |sent: &Sent| [Kind::Read, Kind::Clean].contains(&sent.header.kind);
+    rig.run_if(9000, |sent| !held(sent));
+    assert!(rig.engine.unequal_bytes() > 0);
+    assert_eq!(rig.waiting(Kind::Clean), []);
+}
+
+#[test]
+fn a_write_marks_every_region_it_touches_and_a_copy_marks_too() {
+    for member in [true, false] {
+        let mut bench = Bench::new();
+        let mut open = bench.header(Kind::Open, view(1, 0));
+        open.flags = if member { flags::MEMBER } else { 0 };
+        bench.ask(1, open, Body::None);
+        bench.stored();
+        let mut write = bench.header(Kind::Write, view(1, 0));
+        (write.offset, write.length) = ((1 << 20) - 4096, 8192);
+        let out = bench.ask(1, write, Body::Data(7));
+        assert_eq!(disk(&out), [], "not before its dirty bits are durable");
+        assert_eq!(disk(&bench.stored()).len(), 1);
+        assert_eq!(bench.replica.dirty_regions(), 2);
+    }
+}
+
+#[test]
+fn a_stop_declares_clean_only_what_its_flush_covers() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 1));
+    rig.write(1, block(0));
+    rig.run(20);
+    rig.step(Event::Stop);
+    rig.run_if(200, |sent| {
+        ![Kind::Flush, Kind::Clean].contains(&sent.header.kind)
+    });
+    assert_eq!(rig.waiting(Kind::Flush), [A, B]);
+    assert_eq!(rig.waiting(Kind::Clean), []);
+}
+
+#[test]
+fn a_region_written_again_keeps_its_bit() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let write = |bench: &mut Bench| {
+        let mut write = bench.header(Kind::Write, view(1, 0));
+        write.length = 4096;
+        let mut out = bench.ask(1, write, Body::Data(7));
+        out.extend(bench.stored());
+        let op = disk(&out)[0].0;
+        bench.disk_done(op, Ok(None));
+    };
+    write(&mut bench);
+    let mut clean = bench.header(Kind::Clean, view(1, 0));
+    clean.length = 0;
+    bench.ask(1, clean, Body::Bytes(0_u32.to_le_bytes().to_vec()));
+    write(&mut bench);
+    bench.tick(2000);
+    bench.stored();
+    assert_eq!(
+        bench.replica.dirty_regions(),
+        1,
+        "its bit went though it was written since"
+    );
 }

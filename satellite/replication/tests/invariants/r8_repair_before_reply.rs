@@ -5,7 +5,7 @@ use stor_replication::engine::{FailReason, Request, State};
 use stor_replication::ids::Epoch;
 use stor_replication::wire::{Kind, Status, flags};
 
-use crate::bench::{A, B, Bench, Rig, block, cache, row, view};
+use super::bench::{A, B, Bench, C, Rig, block, cache, row, view};
 
 fn dirty(guest_alive: bool, kept: [bool; 2]) -> Rig {
     let mut rig = Rig::new(row(&[A, B], &[], 1), guest_alive, None);
@@ -22,7 +22,7 @@ fn a_read_of_a_dirty_region_equalises_it_first() {
     rig.submit(1, Request::Read(block(200)));
     rig.run_if(200, |sent| !matches!(sent.header.kind, Kind::Read | Kind::Write));
     assert_eq!(rig.engine.state(rig.now), State::Serving);
-    let of_client = |sent: &crate::bench::Sent| sent.header.kind == Kind::Read && sent.header.length == 4096;
+    let of_client = |sent: &super::bench::Sent| sent.header.kind == Kind::Read && sent.header.length == 4096;
     assert!(
         !rig.sent.iter().any(of_client),
         "read before the members are equal"
@@ -99,7 +99,7 @@ fn a_loss_is_remembered_until_an_engine_has_made_it_good() {
     store.flags = flags::MEMBER;
     let mut out = bench.ask(1, store, stor_replication::body::Body::Bytes(roster.encode()));
     out.extend(bench.stored());
-    assert_eq!(crate::bench::status(&out, store.op), Some(Status::Ok));
+    assert_eq!(super::bench::status(&out, store.op), Some(Status::Ok));
     assert_eq!(bench.replica.superblock().doubt, Epoch(2));
     bench.store_view(1, view(2, 0), &[]);
     assert_eq!(
@@ -107,4 +107,26 @@ fn a_loss_is_remembered_until_an_engine_has_made_it_good() {
         Epoch(0),
         "an engine said it is right"
     );
+}
+
+#[test]
+fn the_last_member_that_is_right_is_waited_for() {
+    let mut unclean = row(&[A, B, C], &[], 1);
+    unclean.clean_before = false;
+    let mut rig = Rig::new(unclean, true, None);
+    for replica in [A, B, C] {
+        rig.dirty.insert(replica, 1);
+        rig.info.get_mut(&replica).unwrap().cache_kept = replica == A;
+    }
+    rig.run_if(300, |sent| sent.header.kind != Kind::Read);
+    assert_eq!(
+        rig.waiting(Kind::Read),
+        [A, A, A, A],
+        "the source is the one that is right"
+    );
+    rig.lose(A);
+    rig.run(20_000);
+    assert_eq!(rig.proposed, []);
+    rig.run(15_000);
+    assert_eq!(rig.proposed.len(), 1);
 }

@@ -5,15 +5,19 @@ use stor_replication::catalogue::{Change, EjectReason};
 use stor_replication::engine::Request;
 use stor_replication::wire::Kind;
 
-use crate::bench::{A, B, C, Rig, block, cache, row, view};
+use super::bench::{A, B, C, Rig, Sent, block, cache, row, view};
 
 fn rebooted(rig: &mut Rig, replica: stor_replication::ids::ReplicaId) {
+    rebooted_if(rig, replica, |_| true);
+}
+
+fn rebooted_if(rig: &mut Rig, replica: stor_replication::ids::ReplicaId, which: impl Fn(&Sent) -> bool) {
     rig.lose(replica);
     let info = rig.info.get_mut(&replica).unwrap();
     info.cache = cache(9);
     info.cache_kept = false;
     rig.back(replica);
-    rig.run(200);
+    rig.run_if(200, which);
 }
 
 #[test]
@@ -84,7 +88,7 @@ fn a_copy_under_way_does_not_vouch_for_what_the_member_lost_of_it() {
     rig.run_if(200, |sent| sent.header.kind != Kind::Write);
     // Two members are being written to: one has it all, and loses it before the other has.
     let victim = rig.waiting(Kind::Write)[0];
-    let of_victim = |sent: &crate::bench::Sent| sent.replica == victim;
+    let of_victim = |sent: &Sent| sent.replica == victim;
     rig.answer_if(of_victim);
     rig.lose(victim);
     let info = rig.info.get_mut(&victim).unwrap();
@@ -106,4 +110,18 @@ fn a_copy_under_way_does_not_vouch_for_what_the_member_lost_of_it() {
     assert_eq!(rig.engine.unequal_bytes(), 0);
     let all = [0, 256 << 10, 512 << 10, 768 << 10];
     assert!(all.iter().all(|at| again.contains(at)), "copied again: {again:?}");
+}
+
+#[test]
+fn a_flush_under_way_begins_again() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 2));
+    rig.write(1, block(0));
+    rig.run(20);
+    rig.submit(2, Request::Flush);
+    rig.answer_if(|sent| sent.replica == A);
+    // B has it again and says yes, but not to what it lost. The repair's reads are held.
+    rebooted_if(&mut rig, B, |sent| sent.header.kind != Kind::Read);
+    assert!(!rig.is_done(2), "the flush vouches for a write that B has lost");
+    rig.run(1000);
+    assert_eq!(rig.done[&2], Ok(None));
 }

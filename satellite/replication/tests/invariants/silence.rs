@@ -6,7 +6,7 @@ use stor_replication::catalogue::{Change, EjectReason};
 use stor_replication::engine::{REQUEST_DEADLINE, Request, SILENCE, UNREACHABLE_AFTER};
 use stor_replication::wire::{Kind, Status};
 
-use crate::bench::{A, B, Rig, block, row};
+use super::bench::{A, B, Rig, block, row};
 
 fn removed(rig: &Rig) -> Option<EjectReason> {
     rig.proposed.iter().find_map(|(_, change)| match change {
@@ -16,7 +16,7 @@ fn removed(rig: &Rig) -> Option<EjectReason> {
 }
 
 /// Milliseconds until a removal is proposed.
-fn time_to_removal(rig: &mut Rig, limit: u64, which: impl Fn(&crate::bench::Sent) -> bool) -> Option<u128> {
+fn time_to_removal(rig: &mut Rig, limit: u64, which: impl Fn(&super::bench::Sent) -> bool) -> Option<u128> {
     let begin = rig.now;
     for _ in 0..limit / 10 {
         if removed(rig).is_some() {

@@ -9,7 +9,7 @@ use stor_replication::range::ByteRange;
 use stor_replication::replica::{self, DiskAction};
 use stor_replication::wire::{DIRTY_MAP, Header, Kind, MAX_CONTROL, Status, flags};
 
-use crate::bench::{A, B, Bench, Rig, SIZE, VOLUME, at, block, disk, pages, row, status, view};
+use super::bench::{A, B, Bench, Rig, SIZE, VOLUME, at, block, disk, pages, row, status, view};
 
 type Engine = stor_replication::engine::Engine<u64>;
 
@@ -363,7 +363,7 @@ fn a_large_dirty_map_is_read_page_by_page() {
 }
 
 #[test]
-fn a_promise_is_one_page_then_one_answer() {
+fn a_promise_is_one_page_then_one_answer_then_the_page_again() {
     let mut bench = Bench::new();
     bench.now = at(5000);
     let mut open = bench.header(Kind::Open, view(1, 0));
@@ -372,10 +372,16 @@ fn a_promise_is_one_page_then_one_answer() {
     assert_eq!(pages(&out), [PageId::Superblock]);
     assert_eq!(out.len(), 1);
     let out = bench.stored();
-    let [replica::Command::Reply { conn, header, .. }] = &out[..] else {
-        panic!("{out:?}")
+    // And, after the answer, the same page in its other place.
+    let [
+        replica::Command::Reply { conn, header, .. },
+        replica::Command::StorePages(_),
+    ] = &out[..]
+    else {
+        panic!("{} commands", out.len())
     };
     assert_eq!((*conn, *header), (ConnId(1), open.reply(Status::Ok)));
+    assert_eq!(pages(&out), [PageId::Superblock]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use stor_replication::catalogue::MemberState;
 use stor_replication::engine::State;
 use stor_replication::ids::ReplicaId;
 
-use crate::world::{SIZE, World};
+use super::world::{SIZE, World};
 
 impl World {
     fn member_nodes(&self) -> Vec<usize> {
@@ -18,7 +18,7 @@ impl World {
             return;
         };
         let mut wrong = None;
-        let per_region = (1 << 20) / crate::disk::BLOCK;
+        let per_region = (1 << 20) / super::disk::BLOCK;
         for region in 0..SIZE >> 20 {
             let dirty = |node: &usize| {
                 self.nodes[*node]
@@ -82,7 +82,7 @@ impl World {
     }
 
     pub(crate) fn describe(&self) -> String {
-        let mut text = format!("row {}; ", crate::trace::row(&self.row));
+        let mut text = format!("row {}; ", super::trace::row(&self.row));
         for process in self.engines.values() {
             let state = process.engine.state(self.nodes[process.node].clock(self.now));
             let engine = format!(

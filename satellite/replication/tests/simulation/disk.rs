@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use stor_replication::bitmap::Bitmap;
-use stor_replication::disk::{BITS, Copy, PAGE, PageId, WORDS, decode_copy, newest};
+use stor_replication::disk::{BITS, Copy, PAGE, PageId, WORDS, decode_copy, decode_superblock, newest};
 use stor_replication::extents::Extent;
-use stor_replication::ids::{Epoch, ReplicaId, VolumeId};
+use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, VolumeId};
 use stor_replication::range::ByteRange;
 use stor_replication::replica::{DiskAction, DiskError, StoredPage};
 
-use crate::rng::Rng;
+use super::rng::Rng;
 
 /// Bytes of a block here.
 pub(crate) const BLOCK: u64 = 4096;
@@ -35,6 +35,7 @@ pub(crate) struct Running {
 }
 
 /// See the module.
+#[derive(Clone)]
 pub(crate) struct Disk {
     /// Per block: content and when it was written; the first is durable, the last is read.
     blocks: Vec<Vec<(u64, u64)>>,
@@ -49,6 +50,8 @@ pub(crate) struct Disk {
     /// Writes and flushes fail.
     pub(crate) broken: bool,
     pub(crate) hangs_until: u64,
+    /// Operations fail for want of something that is not the disk's.
+    pub(crate) short_until: u64,
     pub(crate) running: BTreeMap<u64, Running>,
     pub(crate) batch: Option<Vec<StoredPage>>,
     /// The dirty map as it would be read after a crash.
@@ -69,6 +72,7 @@ impl Disk {
             full_for_pages: false,
             broken: false,
             hangs_until: 0,
+            short_until: 0,
             running: BTreeMap::new(),
             batch: None,
             stored_dirty: Bitmap::new(size.div_ceil(1 << 20)),
@@ -193,6 +197,50 @@ impl Disk {
         }
     }
 
+    /// An operation was not done, or only in part; nothing that was there is lost.
+    pub(crate) fn leave_off(&mut self, rng: &mut Rng, running: &Running) {
+        let share = [0, 50][rng.index(2)];
+        self.apply_some(rng, &running.action, share);
+    }
+
+    /// A bit of one copy of a page turns over, if that page can be told from what is left: a page of a map
+    /// always, the superblock when its copies say the same, as they do but for one write's time.
+    pub(crate) fn rot(&mut self, rng: &mut Rng) {
+        let places: Vec<u64> = self.meta.keys().copied().collect();
+        let place = places[rng.index(places.len())];
+        if place < 2 * PAGE as u64 {
+            let (a, b) = (self.read_meta(0, PAGE), self.read_meta(PAGE as u64, PAGE));
+            let body = |bytes: &[u8]| match decode_copy(bytes, PageId::Superblock, self.volume, self.replica)
+            {
+                Copy::Good { body, .. } => Some(body.to_vec()),
+                Copy::Blank | Copy::Bad | Copy::Newer(_) => None,
+            };
+            if body(&a).is_none() || body(&a) != body(&b) {
+                return;
+            }
+        }
+        let bit = rng.index(PAGE * 8);
+        if let Some(page) = self.meta.get_mut(&place) {
+            page[bit / 8] ^= 1 << (bit % 8);
+        }
+        self.read_dirty();
+    }
+
+    /// Whether the superblock's other copy is damaged.
+    fn other_is_bad(&self, offset: u64) -> bool {
+        let other = self.read_meta(offset ^ PAGE as u64, PAGE);
+        let copy = decode_copy(&other, PageId::Superblock, self.volume, self.replica);
+        offset < 2 * PAGE as u64 && copy == Copy::Bad
+    }
+
+    /// The config of the stored superblock.
+    pub(crate) fn stored_config(&self) -> Option<ConfigSeq> {
+        let (a, b) = (self.read_meta(0, PAGE), self.read_meta(PAGE as u64, PAGE));
+        decode_superblock(&a, &b, self.volume, self.replica)
+            .ok()
+            .map(|(_, stored)| stored.view.config)
+    }
+
     /// What was not flushed may be gone.
     fn lose_some(&mut self, rng: &mut Rng) {
         let lossy = rng.below(101);
@@ -228,7 +276,9 @@ impl Disk {
         }
         self.lose_some(rng);
         for page in self.batch.take().into_iter().flatten() {
-            match rng.below(3) {
+            // Where the other copy rots, a torn one would be the second failure at once.
+            let choices = if self.other_is_bad(page.offset) { 2 } else { 3 };
+            match rng.below(choices) {
                 0 => {}
                 1 => {
                     self.meta.insert(page.offset, page.page.to_vec());
@@ -282,12 +332,12 @@ impl Disk {
                 self.read_meta(id.offset(true), PAGE),
             );
             let copy = |bytes| decode_copy(bytes, id, self.volume, self.replica);
-            match newest(copy(&a), copy(&b)) {
-                Copy::Good { body, .. } => map.or_bytes(index * WORDS, body),
-                Copy::Blank => {}
-                Copy::Bad | Copy::Newer(_) => {
-                    map.set_range(index * BITS..(index + 1) * BITS);
-                }
+            let (a, b) = (copy(&a), copy(&b));
+            if let Copy::Good { body, .. } = newest(a, b) {
+                map.or_bytes(index * WORDS, body);
+            }
+            if a == Copy::Bad || b == Copy::Bad {
+                map.set_range(index * BITS..(index + 1) * BITS);
             }
         }
         self.stored_dirty = map;

@@ -9,9 +9,11 @@ use stor_replication::engine::{self, Command, Engine, FailReason, IoError, Reque
 use stor_replication::extents::Extent;
 use stor_replication::ids::{Epoch, IoId};
 use stor_replication::range::ByteRange;
+use stor_replication::wire::{Kind, flags};
 
-use crate::disk::{BLOCK, Data};
-use crate::world::{Dir, EngineProcess, Guest, MS, Op, Packet, SECOND, SIZE, What, World};
+use super::aims::Moment;
+use super::disk::{BLOCK, Data};
+use super::world::{Dir, EngineProcess, Guest, MS, Op, SECOND, SIZE, Victim, What, World};
 
 impl World {
     /// The agent starts an engine: for a guest that lives, or with a new one.
@@ -25,7 +27,7 @@ impl World {
         self.log(|| {
             format!(
                 "e{epoch} starts on n{node}, guest {guest:?}: {}",
-                crate::trace::row(&row)
+                super::trace::row(&row)
             )
         });
         let local = self.nodes[node].store.as_ref().map(|(id, _)| *id);
@@ -37,7 +39,6 @@ impl World {
                 local,
             },
         );
-        let new_guest = guest.is_none();
         let guest = guest.unwrap_or_else(|| self.new_guest(node));
         self.engines.insert(
             id,
@@ -46,7 +47,6 @@ impl World {
                 epoch,
                 engine,
                 guest,
-                new_guest,
                 paused: false,
                 waiting: VecDeque::new(),
                 links: BTreeMap::new(),
@@ -60,12 +60,15 @@ impl World {
         self.guests.get_mut(&guest).unwrap().engine = Some(id);
         self.engine_event(id, engine::Event::Tick);
         // What the old engine never answered is asked again.
-        for (op, request) in self.guests[&guest]
+        let Some(asking) = self.guests.get(&guest) else {
+            return;
+        };
+        let asked: Vec<(u64, Request<Data>)> = asking
             .ops
             .iter()
             .map(|(id, op)| (*id, op.request.clone()))
-            .collect::<Vec<_>>()
-        {
+            .collect();
+        for (op, request) in asked {
             if let Some(had) = self.unanswered.get_mut(&op) {
                 *had = epoch;
             }
@@ -85,9 +88,14 @@ impl World {
             node,
             engine: None,
             ops: BTreeMap::new(),
-            depth: 1 + self.rng.index(8),
+            depth: if self.plan.steady {
+                self.plan.depth
+            } else {
+                1 + self.rng.index(self.plan.depth)
+            },
             bursts_until: self.now + self.rng.spread(50 * MS, 6 * SECOND),
             stopping: false,
+            served: false,
         };
         self.guests.insert(id, guest);
         self.after(MS, What::Guest(id));
@@ -161,7 +169,7 @@ impl World {
         let process = self.engines.get_mut(&id).unwrap();
         let epoch = process.epoch;
         if self.log.is_some() && event != engine::Event::Tick {
-            let line = format!("e{epoch} <- {}", crate::trace::engine_event(&event));
+            let line = format!("e{epoch} <- {}", super::trace::engine_event(&event));
             self.log(|| line);
         }
         let process = self.engines.get_mut(&id).unwrap();
@@ -169,8 +177,18 @@ impl World {
         let mut out = Vec::new();
         process.engine.step(clock, event, &mut out);
         for command in out {
+            match self.dies_now([Victim::Engine, Victim::Machine]) {
+                None => {}
+                Some((Victim::Machine, back)) => {
+                    let Some(node) = self.engines.get(&id).map(|process| process.node) else {
+                        return;
+                    };
+                    return self.crash_machine(node, back);
+                }
+                Some(_) => return self.kill_engine(id),
+            }
             if self.log.is_some() {
-                let line = format!("e{epoch} -> {}", crate::trace::engine_command(&command));
+                let line = format!("e{epoch} -> {}", super::trace::engine_command(&command));
                 self.log(|| line);
             }
             self.engine_command(id, epoch, command);
@@ -215,10 +233,12 @@ impl World {
                     }),
                     other => other,
                 };
-                if let Err(error) = frames(&header, &body) {
-                    return self.violate(format!("e{epoch}: {header:?} is not a message: {error}"));
+                match header.kind {
+                    Kind::Clean => self.moment(Moment::Clean),
+                    Kind::StoreView if header.flags & flags::WHOLE != 0 => self.moment(Moment::Joins),
+                    _ => {}
                 }
-                self.put(conn, Dir::ToReplica, Packet::Message(header, body));
+                self.put_message(conn, Dir::ToReplica, header, body);
             }
             Command::Propose { proposal, change } => {
                 process.asks.insert(proposal, change);
@@ -341,13 +361,17 @@ impl World {
         let state = process.engine.state(self.nodes[process.node].clock(self.now));
         let (epoch, guest) = (process.epoch, process.guest);
         let first = !process.served;
-        let new_guest = process.new_guest;
         self.log(|| format!("e{epoch} is {state:?}"));
         match state {
             State::Serving | State::Suspended(_) => {
                 self.engines.get_mut(&id).unwrap().served = true;
                 if first {
-                    self.first_serves(at, epoch, new_guest);
+                    let served = self
+                        .guests
+                        .get_mut(&guest)
+                        .map(|guest| std::mem::replace(&mut guest.served, true));
+                    self.first_serves(at, epoch, served == Some(false));
+                    self.moment(Moment::Serves);
                 }
             }
             State::Fenced => {
@@ -426,8 +450,9 @@ impl World {
                 }
             }
             Some(engine) if !guest.stopping && !quiet => {
-                if now > guest.bursts_until {
-                    next = self.rng.spread(50 * MS, 15 * SECOND);
+                if now > guest.bursts_until && !self.plan.steady {
+                    let least = if self.plan.rests { 7 * SECOND } else { 50 * MS };
+                    next = self.rng.spread(least, 15 * SECOND);
                     guest.bursts_until = now + next + self.rng.spread(50 * MS, 6 * SECOND);
                 } else if guest.ops.len() < guest.depth {
                     self.submit(id, engine);
@@ -495,20 +520,5 @@ impl World {
                 request,
             },
         );
-    }
-}
-
-/// What is sent must survive the wire.
-fn frames(header: &stor_replication::wire::Header, body: &Body<Data>) -> Result<(), String> {
-    let payload = match body {
-        Body::None => 0,
-        Body::Data(data) => data.blocks.len() as u64 * BLOCK,
-        Body::Bytes(bytes) => bytes.len() as u64,
-    };
-    let bytes = header.encode(u32::try_from(payload).unwrap(), 0);
-    match stor_replication::wire::Framed::try_from(&bytes) {
-        Ok(framed) if framed.header == *header => Ok(()),
-        Ok(framed) => Err(format!("comes back as {framed:?}")),
-        Err(error) => Err(error.to_string()),
     }
 }

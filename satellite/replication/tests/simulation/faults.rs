@@ -1,10 +1,14 @@
 //! What goes wrong, and when: each seed has its own selection.
 
+use stor_replication::catalogue::MemberState;
 use stor_replication::disk::{PAGE, PageId, decode_superblock};
 
-use crate::disk::BLOCK;
-use crate::rng::Rng;
-use crate::world::{CONTROLLER, MS, NODES, SECOND, SIZE, VOLUME, What, World};
+use stor_replication::ids::ConfigSeq;
+
+use super::aims::Moment;
+use super::disk::BLOCK;
+use super::rng::Rng;
+use super::world::{CONTROLLER, Doom, MS, NODES, SECOND, SIZE, VOLUME, Victim, What, World};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
@@ -27,9 +31,23 @@ pub(crate) enum Fault {
     BrokenDisk,
     FullDisk,
     DiskHang,
+    /// The system is short of something for a while: operations fail and are worth trying again.
+    ShortOf,
+    /// The machine of the owner's engine crashes.
+    OwnerDies,
+    /// A process or machine dies between two commands of one step.
+    DieMidway,
+    /// A machine sleeps: its processes stop, its clock goes on.
+    Sleep,
+    /// Messages are damaged on the wire for a while.
+    FlipBits,
+    /// One copy of a stored page is damaged.
+    Rot,
+    /// A disk is copied; later an absent replica comes back as the copy.
+    OldCopy,
 }
 
-const ALL: [Fault; 18] = [
+const ALL: [Fault; 25] = [
     Fault::EngineCrash,
     Fault::EnginePause,
     Fault::SatelliteCrash,
@@ -48,6 +66,13 @@ const ALL: [Fault; 18] = [
     Fault::BrokenDisk,
     Fault::FullDisk,
     Fault::DiskHang,
+    Fault::ShortOf,
+    Fault::OwnerDies,
+    Fault::DieMidway,
+    Fault::Sleep,
+    Fault::FlipBits,
+    Fault::Rot,
+    Fault::OldCopy,
 ];
 
 /// What a seed has chosen.
@@ -68,6 +93,21 @@ pub(crate) struct Plan {
     /// Where guests write: first blocks.
     pub(crate) hot: Vec<u64>,
     pub(crate) read_errors: bool,
+    /// What strikes when.
+    pub(crate) strikes: Vec<(Moment, Fault)>,
+    /// Guests rest long between bursts.
+    pub(crate) rests: bool,
+    /// They never do.
+    pub(crate) steady: bool,
+    /// Requests a guest has under way at most.
+    pub(crate) depth: usize,
+    /// Clocks run as differently as is provided for.
+    pub(crate) clocks_differ: bool,
+    pub(crate) slow_disk: bool,
+    /// Connections that reach another replica's node, in a hundred.
+    pub(crate) misrouted: u64,
+    /// Messages that are damaged, in ten thousand.
+    pub(crate) damaged: u64,
 }
 
 impl Plan {
@@ -90,7 +130,7 @@ impl Plan {
             })
             .collect();
         let copies = if rng.chance(60) { 3 } else { 2 };
-        Self {
+        let mut plan = Self {
             copies,
             min_in_sync: if rng.chance(70) { 1 } else { 2 },
             begin_stale: rng.chance(20),
@@ -102,19 +142,52 @@ impl Plan {
             longest: rng.spread(100 * MS, 60 * SECOND),
             length: rng.between(10, 60) * SECOND + if split { 30 * SECOND } else { 0 },
             hot,
+            strikes: Vec::new(),
+            rests: false,
+            steady: false,
+            depth: 8,
+            clocks_differ: false,
+            slow_disk: false,
+            misrouted: 0,
+            damaged: 0,
+        };
+        match rng.below(6) {
+            0 | 1 => plan.aim(rng),
+            2 | 3 => plan.aim_somewhere(rng),
+            _ => {}
         }
+        plan.read_errors = plan.faults.contains(&Fault::BadBlocks);
+        plan
+    }
+
+    /// Nothing goes wrong by itself.
+    pub(crate) fn calm(rng: &mut Rng) -> Self {
+        let mut plan = Self::new(rng);
+        plan.faults.clear();
+        plan.strikes.clear();
+        (plan.slow_net, plan.lossy_catalogue, plan.misrouted) = (0, 0, 0);
+        (plan.read_errors, plan.steady) = (false, true);
+        plan
     }
 }
 
 impl World {
     pub(crate) fn fault(&mut self) {
-        if self.healing {
+        if self.healing || self.plan.faults.is_empty() {
             return;
         }
         let pause = self.plan.pause;
         let next = self.rng.spread(20 * MS, pause);
         self.after(next, What::Fault);
         let fault = self.plan.faults[self.rng.index(self.plan.faults.len())];
+        self.strike(fault);
+    }
+
+    /// Something goes wrong somewhere, now.
+    pub(crate) fn strike(&mut self, fault: Fault) {
+        if self.healing {
+            return;
+        }
         let longest = self.plan.longest;
         let length = self.rng.spread(20 * MS, longest);
         let node = self.rng.index(self.plan.copies);
@@ -137,13 +210,7 @@ impl World {
                 }
             }
             Fault::SatelliteCrash => {
-                // A failure that could not be stored must not be forgotten with the process: that window is in
-                // the document.
-                if self.is_failed(node) && !self.failure_is_stored(node) {
-                    self.crash_machine(node, length);
-                } else {
-                    self.kill_satellite(node, length);
-                }
+                self.crash_satellite(node, length);
             }
             Fault::SatellitePause => {
                 if let Some(satellite) = &mut self.nodes[node].satellite {
@@ -197,9 +264,90 @@ impl World {
                 self.catalogue_up = false;
                 self.after(length, What::CatalogueBack);
             }
-            Fault::BadBlocks | Fault::BrokenDisk | Fault::FullDisk | Fault::DiskHang => {
+            Fault::BadBlocks | Fault::BrokenDisk | Fault::FullDisk | Fault::DiskHang | Fault::ShortOf => {
                 self.hurt_disk(fault, node, length);
             }
+            Fault::OwnerDies => {
+                let owner = self
+                    .engines
+                    .values()
+                    .find(|process| process.epoch == self.row.view.epoch);
+                if let Some(node) = owner.map(|process| process.node) {
+                    self.crash_machine(node, length);
+                }
+            }
+            Fault::DieMidway => {
+                let after = self.rng.spread(1, 3000);
+                let who = [Victim::Engine, Victim::Satellite, Victim::Machine][self.rng.index(3)];
+                self.doom = Some(Doom {
+                    who,
+                    after,
+                    back: length,
+                });
+            }
+            Fault::Sleep => self.sleep(other, length),
+            Fault::FlipBits => {
+                self.plan.damaged = self.rng.spread(1, 300);
+                self.after(length, What::CleanWire);
+            }
+            Fault::Rot => self.rot(node),
+            Fault::OldCopy => self.old_copy(node),
+        }
+    }
+
+    /// Every process of a machine stops for a while; its clock does not.
+    fn sleep(&mut self, node: usize, length: u64) {
+        let engines: Vec<u64> = self
+            .engines
+            .iter()
+            .filter(|(_, process)| process.node == node)
+            .map(|(id, _)| *id)
+            .collect();
+        for engine in engines {
+            self.engines.get_mut(&engine).unwrap().paused = true;
+            self.after(length, What::ResumeEngine(engine));
+        }
+        if let Some(satellite) = &mut self.nodes[node].satellite {
+            satellite.paused = true;
+            self.after(length, What::ResumeSatellite(node));
+        }
+    }
+
+    /// A bit turns over in a stored page that has a second copy to tell by.
+    fn rot(&mut self, node: usize) {
+        // The process has its maps in memory: what it stores anew is good again.
+        if let Some((_, disk)) = self.nodes[node].store.as_mut()
+            && disk.batch.is_none()
+        {
+            disk.rot(&mut self.rng);
+        }
+    }
+
+    /// A copy of the whole disk is made; or the one there is takes the place of the disk. Only where the
+    /// copy's age can be told: the replica has joined since, and is absent now.
+    fn old_copy(&mut self, node: usize) {
+        let Some((id, disk)) = &self.nodes[node].store else {
+            return;
+        };
+        let (id, stored) = (*id, disk.stored_config());
+        let Some(member) = self.row.replicas.get(&id) else {
+            return;
+        };
+        let absent = member.state != MemberState::InSync;
+        let joined = member.joined;
+        let Some(stored) = stored else { return };
+        let tellable = |config: ConfigSeq| joined.is_some_and(|joined| config.next() < joined);
+        let fresh = (id, stored, disk.clone());
+        let place = &mut self.nodes[node];
+        let idle = place.satellite.is_none();
+        match place.copy.take() {
+            Some((of, config, mut copy)) if of == id && absent && idle && tellable(config) => {
+                copy.crash(&mut self.rng);
+                place.store = Some((id, copy));
+                self.log(|| format!("n{node} has an old copy of its disk"));
+            }
+            Some((of, config, copy)) if of == id => place.copy = Some((of, config, copy)),
+            _ => place.copy = Some(fresh),
         }
     }
 
@@ -236,6 +384,7 @@ impl World {
                 self.after(length, What::DiskRoom(node));
             }
             Fault::DiskHang => disk.hangs_until = disk.hangs_until.max(now + length),
+            Fault::ShortOf => disk.short_until = disk.short_until.max(now + length.min(5 * SECOND)),
             _ => {}
         }
     }
@@ -273,7 +422,7 @@ impl World {
         }
     }
 
-    fn failure_is_stored(&self, node: usize) -> bool {
+    pub(crate) fn failure_is_stored(&self, node: usize) -> bool {
         let Some((id, disk)) = &self.nodes[node].store else {
             return false;
         };
@@ -307,13 +456,14 @@ impl World {
         self.catalogue_up = true;
         self.plan.slow_net = 0;
         self.plan.lossy_catalogue = 0;
+        (self.plan.misrouted, self.plan.damaged, self.doom) = (0, 0, None);
         for node in 0..NODES {
             self.reboot(node);
             if let Some((_, disk)) = &mut self.nodes[node].store {
                 disk.bad.clear();
                 disk.full = false;
                 disk.broken = false;
-                disk.hangs_until = 0;
+                (disk.hangs_until, disk.short_until) = (0, 0);
             }
             self.resume_satellite(node);
         }

@@ -1,12 +1,15 @@
 //! Connections: in order each way, delayed, stalled by a cut, ended with messages under way lost or not.
 
+use stor_replication::body::Body;
 use stor_replication::engine::{self, LinkId};
 use stor_replication::ids::{ConnId, ReplicaId};
 use stor_replication::replica;
 use stor_replication::right::Authorised;
-use stor_replication::wire::{Header, Kind};
+use stor_replication::wire::{Header, Kind, WireError};
 
-use crate::world::{Conn, Dir, MS, Packet, Pipe, SECOND, What, World};
+use super::disk::Data;
+use super::frames::Frame;
+use super::world::{Conn, Dir, MS, Packet, Pipe, SECOND, Satellite, What, World};
 
 impl World {
     fn delay(&mut self) -> u64 {
@@ -25,7 +28,12 @@ impl World {
             .iter()
             .position(|n| n.store.as_ref().is_some_and(|(id, _)| *id == replica));
         // An address of a replica that was replaced: nobody answers.
-        let Some(node) = node else { return };
+        let Some(mut node) = node else { return };
+        // The address is another's by now.
+        let misrouted = self.rng.chance(self.plan.misrouted);
+        if misrouted {
+            node = self.rng.index(self.plan.copies);
+        }
         let id = self.id();
         self.conns.insert(
             id,
@@ -35,6 +43,7 @@ impl World {
                 replica,
                 from,
                 node,
+                misrouted,
                 process: None,
                 engine_side: true,
                 to_replica: Pipe::default(),
@@ -66,6 +75,7 @@ impl World {
             .store
             .as_ref()
             .is_some_and(|(id, _)| *id == replica);
+        let serves = serves || self.conns[&id].misrouted;
         match self.nodes[node].satellite.as_mut().filter(|_| serves) {
             None => self.after(delay, What::ConnectFailed(id)),
             Some(satellite) => {
@@ -86,6 +96,21 @@ impl World {
         if conn.engine_side {
             self.engine_event(engine, engine::Event::Connected { replica, link });
         }
+    }
+
+    /// Sends a message: as bytes, if they are damaged on the way.
+    pub(crate) fn put_message(&mut self, id: u64, dir: Dir, header: Header, body: Body<Data>) {
+        let mut frame = Frame::new(&header, &body);
+        match frame.read() {
+            Ok((same, _)) if same == header => {}
+            other => return self.violate(format!("{header:?} comes back as {other:?}")),
+        }
+        let damaged = self.plan.damaged;
+        if self.rng.below(10_000) < damaged {
+            frame.damage(&mut self.rng);
+            return self.put(id, dir, Packet::Damaged(frame));
+        }
+        self.put(id, dir, Packet::Message(header, body));
     }
 
     pub(crate) fn put(&mut self, id: u64, dir: Dir, packet: Packet) {
@@ -139,6 +164,13 @@ impl World {
         if let Some(next) = next {
             self.at(next, What::Pump(id, dir));
         }
+        let packet = match packet {
+            Packet::Damaged(frame) => match frame.read() {
+                Ok((header, body)) => Packet::Message(header, body),
+                Err(error) => return self.refuse_damaged(id, dir, &error),
+            },
+            other => other,
+        };
         match (dir, packet) {
             (Dir::ToReplica, packet) => {
                 let here = self.nodes[node].satellite.as_ref();
@@ -164,6 +196,7 @@ impl World {
                         };
                         self.replica_event(node, event);
                     }
+                    Packet::Damaged(_) => {}
                     Packet::End => {
                         self.nodes[node]
                             .satellite
@@ -176,6 +209,7 @@ impl World {
                     }
                 }
             }
+            (Dir::ToEngine, Packet::Damaged(_)) => {}
             (Dir::ToEngine, Packet::End) => self.end_at_engine(id),
             (Dir::ToEngine, Packet::Message(header, body)) => {
                 if self.conns[&id].engine_side {
@@ -189,6 +223,30 @@ impl World {
                         },
                     );
                 }
+            }
+        }
+    }
+
+    /// Bytes that are no message end their connection, on both sides.
+    fn refuse_damaged(&mut self, id: u64, dir: Dir, error: &WireError) {
+        self.log(|| format!("c{id} {dir:?}: {error}"));
+        let Some(conn) = self.conns.get(&id) else { return };
+        let node = conn.node;
+        match dir {
+            Dir::ToReplica => {
+                let known = |satellite: &Satellite| satellite.conns.contains_key(&ConnId(id));
+                if self.nodes[node].satellite.as_ref().is_some_and(known) {
+                    self.close_at_replica(id);
+                    self.replica_event(node, replica::Event::Gone { conn: ConnId(id) });
+                }
+            }
+            Dir::ToEngine => {
+                let lost = self.rng.chance(50);
+                if lost && let Some(conn) = self.conns.get_mut(&id) {
+                    conn.to_replica.packets.clear();
+                }
+                self.put(id, Dir::ToReplica, Packet::End);
+                self.end_at_engine(id);
             }
         }
     }

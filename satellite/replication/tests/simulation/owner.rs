@@ -4,7 +4,8 @@ use stor_replication::catalogue::{Change, EjectReason, Member, MemberState, Refu
 use stor_replication::engine;
 use stor_replication::ids::ReplicaId;
 
-use crate::world::{CONTROLLER, MS, SECOND, What, World};
+use super::aims::Moment;
+use super::world::{CONTROLLER, MS, SECOND, What, World};
 
 impl World {
     /// The engine's shell asks the catalogue, again and again until it hears an answer.
@@ -70,12 +71,24 @@ impl World {
                 log.push_back(line);
             }
         })?;
-        self.log(|| format!("catalogue: {change:?} -> {}", crate::trace::row(&next)));
+        self.log(|| format!("catalogue: {change:?} -> {}", super::trace::row(&next)));
         if next.view < self.row.view || next.revision <= self.row.revision {
             self.violate(format!("the row went back: {:?} to {next:?}", self.row));
         }
+        if next.in_sync().count() < self.row.in_sync().count().min(self.row.least_in_sync()) {
+            self.violate(format!(
+                "the set shrinks below its minimum: {:?} to {next:?}",
+                self.row
+            ));
+        }
         self.row = next;
         self.tick();
+        match change {
+            Change::Remove { .. } => self.moment(Moment::Removal),
+            Change::Add { .. } => self.moment(Moment::Addition),
+            Change::Attach { .. } | Change::Restart { .. } => self.moment(Moment::Attach),
+            Change::Detach { .. } => {}
+        }
         if let Change::Add { member, .. } = change {
             let node = self.node_of(*member);
             if let Some(node) = node {
@@ -254,7 +267,7 @@ impl World {
             );
             self.log(|| format!("n{node}: r{old} is replaced by r{id}"));
             self.nodes[node].satellite = None;
-            let disk = crate::replicas::fresh_disk(id, self.nodes[node].cache(node), false);
+            let disk = super::replicas::fresh_disk(id, self.nodes[node].cache(node), false);
             self.nodes[node].store = Some((id, disk));
             self.row.replicas.remove(&old);
             let state = MemberState::Stale {

@@ -8,8 +8,9 @@ use stor_replication::ids::{CacheId, ConnId, Epoch, ReplicaId};
 use stor_replication::replica::{self, Command, DiskAction, DiskError, Replica};
 use stor_replication::wire::{Kind, Status};
 
-use crate::disk::Disk;
-use crate::world::{Dir, LINEAGE, MS, Packet, SECOND, SIZE, Satellite, VOLUME, What, World};
+use super::aims::Moment;
+use super::disk::Disk;
+use super::world::{Dir, LINEAGE, MS, Packet, SECOND, SIZE, Satellite, VOLUME, Victim, What, World};
 
 /// A disk with a replica just made on it. One that was never a member holds rubbish.
 pub(crate) fn fresh_disk(id: ReplicaId, cache: CacheId, member: bool) -> Disk {
@@ -50,7 +51,7 @@ impl World {
         }
     }
 
-    pub(crate) fn replica_event(&mut self, node: usize, event: replica::Event<crate::disk::Data>) {
+    pub(crate) fn replica_event(&mut self, node: usize, event: replica::Event<super::disk::Data>) {
         let Some(satellite) = &mut self.nodes[node].satellite else {
             return;
         };
@@ -90,11 +91,11 @@ impl World {
         }
     }
 
-    fn replica_step(&mut self, node: usize, event: replica::Event<crate::disk::Data>) {
+    fn replica_step(&mut self, node: usize, event: replica::Event<super::disk::Data>) {
         let clock = self.nodes[node].clock(self.now);
         let mut out = Vec::new();
         if self.log.is_some() {
-            let line = format!("n{node} <- {}", crate::trace::replica_event(&event));
+            let line = format!("n{node} <- {}", super::trace::replica_event(&event));
             self.log(|| line);
         }
         let satellite = self.nodes[node].satellite.as_mut().unwrap();
@@ -114,8 +115,13 @@ impl World {
             ));
         }
         for command in out {
+            match self.dies_now([Victim::Satellite, Victim::Machine]) {
+                None => {}
+                Some((Victim::Machine, back)) => return self.crash_machine(node, back),
+                Some((_, back)) => return self.crash_satellite(node, back),
+            }
             if self.log.is_some() {
-                let line = format!("n{node} -> {}", crate::trace::replica_command(&command));
+                let line = format!("n{node} -> {}", super::trace::replica_command(&command));
                 self.log(|| line);
             }
             self.replica_command(node, process, command);
@@ -123,15 +129,17 @@ impl World {
         self.plan_replica_tick(node);
     }
 
-    fn replica_command(&mut self, node: usize, process: u64, command: Command<crate::disk::Data>) {
+    fn replica_command(&mut self, node: usize, process: u64, command: Command<super::disk::Data>) {
         match command {
             Command::Reply { conn, header, body } => {
                 let satellite = self.nodes[node].satellite.as_mut().unwrap();
                 if header.kind == Kind::Open && header.status == Status::Ok {
                     satellite.promised = satellite.promised.max(header.view.epoch);
+                    self.moment(Moment::Promise);
                 }
+                let satellite = self.nodes[node].satellite.as_ref().unwrap();
                 if let Some(id) = satellite.conns.get(&conn).copied() {
-                    self.put(id, Dir::ToEngine, Packet::Message(header, body));
+                    self.put_message(id, Dir::ToEngine, header, body);
                 }
             }
             Command::Drop { conn } => self.close_at_replica(conn.0),
@@ -144,7 +152,8 @@ impl World {
                 } else {
                     self.rng.spread(30, 4 * MS)
                 };
-                let delay = if self.rng.chance(1) {
+                let often = if self.plan.slow_disk { 20 } else { 1 };
+                let delay = if self.rng.chance(often) {
                     delay + self.rng.spread(MS, 300 * MS)
                 } else {
                     delay
@@ -164,14 +173,15 @@ impl World {
         }
     }
 
-    fn check_disk_action(&mut self, node: usize, promised: Epoch, action: &DiskAction<crate::disk::Data>) {
+    fn check_disk_action(&mut self, node: usize, promised: Epoch, action: &DiskAction<super::disk::Data>) {
         let (_, disk) = self.nodes[node].store.as_ref().unwrap();
         let (range, epoch) = match action {
             DiskAction::Write { range, data, .. } => (*range, data.epoch),
             DiskAction::Zero { range, .. } => (*range, promised),
             DiskAction::Read { .. } | DiskAction::Extents { .. } | DiskAction::Flush => return,
         };
-        let marked = range.regions().all(|region| disk.stored_dirty.get(region));
+        let mut regions = range.offset >> 20..=(range.end() - 1) >> 20;
+        let marked = regions.all(|region| disk.stored_dirty.get(region));
         if epoch < promised {
             self.violate(format!(
                 "n{node}: a write of epoch {epoch} after the promise for {promised}"
@@ -217,8 +227,12 @@ impl World {
         }
         let writes = matches!(running.action, DiskAction::Write { .. } | DiskAction::Zero { .. });
         let reads = matches!(running.action, DiskAction::Read { .. });
-        let result = if disk.broken && !reads {
+        let result = if disk.short_until > now && self.rng.chance(50) {
+            disk.leave_off(&mut self.rng, &running);
+            Err(DiskError::Transient)
+        } else if disk.broken && !reads {
             disk.spoil(&mut self.rng, &running);
+            self.moment(Moment::DiskError);
             Err(DiskError::Failed)
         } else if disk.full && writes {
             disk.spoil(&mut self.rng, &running);
@@ -243,15 +257,29 @@ impl World {
             let at = disk.hangs_until.min(now + 100 * MS);
             return self.at(at, What::PagesDone(node, process));
         }
-        let result = if disk.broken {
+        let result = if disk.short_until > now && self.rng.chance(50) {
+            Err(DiskError::Transient)
+        } else if disk.broken {
+            self.moment(Moment::DiskError);
             Err(DiskError::Failed)
         } else if disk.full && disk.full_for_pages {
             Err(DiskError::NoSpace)
         } else {
             Ok(())
         };
+        let (_, disk) = self.nodes[node].store.as_mut().unwrap();
         disk.finish_batch(&mut self.rng, result.is_ok());
         self.replica_event(node, replica::Event::PagesStored { result });
+    }
+
+    /// The satellite process crashes; its machine does, where the failure of a disk would be forgotten with
+    /// the process: that window is in the document.
+    pub(crate) fn crash_satellite(&mut self, node: usize, restart: u64) {
+        if self.is_failed(node) && !self.failure_is_stored(node) {
+            self.crash_machine(node, restart);
+        } else {
+            self.kill_satellite(node, restart);
+        }
     }
 
     /// The satellite process is killed. What it had asked its disk for happens or not, and is over when
@@ -287,7 +315,7 @@ impl World {
         place.ever_wiped = true;
         if let Some((_, disk)) = &mut place.store {
             disk.crash(&mut self.rng);
-            disk.hangs_until = 0;
+            (disk.hangs_until, disk.short_until) = (0, 0);
         }
         let engines: Vec<u64> = self
             .engines

@@ -6,7 +6,7 @@ use stor_replication::extents::Extent;
 use stor_replication::replica;
 use stor_replication::wire::Header;
 
-use crate::disk::Data;
+use super::disk::Data;
 
 pub(crate) fn header(header: &Header, body: &Body<Data>) -> String {
     let body = match body {

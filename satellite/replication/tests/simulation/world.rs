@@ -13,10 +13,11 @@ use stor_replication::time::Time;
 use stor_replication::wire::Header;
 use uuid::Uuid;
 
-use crate::disk::{Data, Disk};
-use crate::faults::Plan;
-use crate::oracle::Oracle;
-use crate::rng::Rng;
+use super::disk::{Data, Disk};
+use super::faults::{Fault, Plan};
+use super::frames::Frame;
+use super::oracle::Oracle;
+use super::rng::Rng;
 
 pub(crate) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(7));
 pub(crate) const LINEAGE: Lineage = Lineage(Uuid::from_u128(11));
@@ -28,6 +29,8 @@ pub(crate) const CONTROLLER: usize = NODES;
 /// Microseconds.
 pub(crate) const MS: u64 = 1000;
 pub(crate) const SECOND: u64 = 1000 * MS;
+/// No seed comes near it; one that does has a loop without progress.
+const MAX_STEPS: u64 = 30_000_000;
 
 /// Something due.
 pub(crate) enum What {
@@ -61,6 +64,27 @@ pub(crate) enum What {
     Guest(u64),
     Owner,
     Fault,
+    Strike(Fault),
+    CleanWire,
+    /// A satellite is killed, for so long.
+    Kill(usize, u64),
+}
+
+/// Who dies between two commands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Victim {
+    Engine,
+    Satellite,
+    Machine,
+}
+
+/// A death after so many more commands of its kind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Doom {
+    pub(crate) who: Victim,
+    pub(crate) after: u64,
+    /// How long the victim stays away.
+    pub(crate) back: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +96,7 @@ pub(crate) enum Dir {
 #[derive(Clone, Debug)]
 pub(crate) enum Packet {
     Message(Header, Body<Data>),
+    Damaged(Frame),
     End,
 }
 
@@ -88,6 +113,8 @@ pub(crate) struct Conn {
     pub(crate) replica: ReplicaId,
     pub(crate) from: usize,
     pub(crate) node: usize,
+    /// It reached another replica's node.
+    pub(crate) misrouted: bool,
     /// The satellite process that accepted it.
     pub(crate) process: Option<u64>,
     pub(crate) engine_side: bool,
@@ -113,6 +140,8 @@ pub(crate) struct Node {
     pub(crate) offset: u64,
     pub(crate) rate: u64,
     pub(crate) store: Option<(ReplicaId, Disk)>,
+    /// A copy somebody made of it, and the config it had stored.
+    pub(crate) copy: Option<(ReplicaId, ConfigSeq, Disk)>,
     pub(crate) satellite: Option<Satellite>,
     /// A process start is due.
     pub(crate) starting: bool,
@@ -142,8 +171,6 @@ pub(crate) struct EngineProcess {
     pub(crate) epoch: Epoch,
     pub(crate) engine: Engine<Data>,
     pub(crate) guest: u64,
-    /// The guest began with this engine.
-    pub(crate) new_guest: bool,
     pub(crate) paused: bool,
     pub(crate) waiting: VecDeque<engine::Event<Data>>,
     pub(crate) links: BTreeMap<LinkId, u64>,
@@ -170,6 +197,8 @@ pub(crate) struct Guest {
     pub(crate) depth: usize,
     pub(crate) bursts_until: u64,
     pub(crate) stopping: bool,
+    /// Some engine has served it: an older engine that died before it did left nothing it could know of.
+    pub(crate) served: bool,
 }
 
 /// See the module.
@@ -218,12 +247,20 @@ pub(crate) struct World {
     pub(crate) wrong: Option<String>,
     pub(crate) log: Option<VecDeque<String>>,
     pub(crate) answered: u64,
+    pub(crate) doom: Option<Doom>,
+    /// Commands carried out so far, of engines and replicas.
+    pub(crate) commands: u64,
+    steps: u64,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::new(&mut rng);
+        Self::with(rng, plan, trace)
+    }
+
+    pub(crate) fn with(mut rng: Rng, plan: Plan, trace: bool) -> Self {
         let copies = plan.copies;
         let mut replicas = BTreeMap::new();
         let mut nodes = Vec::new();
@@ -232,8 +269,13 @@ impl World {
                 up: true,
                 boot: rng.next(),
                 offset: rng.below(1000 * SECOND),
-                rate: rng.between(970, 1030),
+                rate: if plan.clocks_differ {
+                    if rng.chance(50) { 955 } else { 1045 }
+                } else {
+                    rng.between(970, 1030)
+                },
                 store: None,
+                copy: None,
                 satellite: None,
                 starting: false,
                 wiped: 0,
@@ -259,7 +301,7 @@ impl World {
                         state,
                     },
                 );
-                node.store = Some((id, crate::replicas::fresh_disk(id, node.cache(index), !fresh)));
+                node.store = Some((id, super::replicas::fresh_disk(id, node.cache(index), !fresh)));
             }
             nodes.push(node);
         }
@@ -309,6 +351,9 @@ impl World {
             wrong: None,
             log: trace.then(VecDeque::new),
             answered: 0,
+            doom: None,
+            commands: 0,
+            steps: 0,
         };
         for node in 0..NODES {
             world.start_satellite(node);
@@ -340,7 +385,7 @@ impl World {
 
     pub(crate) fn log(&mut self, line: impl FnOnce() -> String) {
         if let Some(log) = &mut self.log {
-            if log.len() >= crate::TAIL {
+            if log.len() >= super::TAIL {
                 log.pop_front();
             }
             log.push_back(format!("{:>12.6} {}", self.now as f64 / 1e6, line()));
@@ -354,12 +399,32 @@ impl World {
         }
     }
 
+    /// Whether somebody dies before the command at hand: `None`, or for how long.
+    pub(crate) fn dies_now(&mut self, kinds: [Victim; 2]) -> Option<(Victim, u64)> {
+        self.commands += 1;
+        let doom = self.doom.as_mut().filter(|doom| kinds.contains(&doom.who))?;
+        doom.after = doom.after.saturating_sub(1);
+        if doom.after > 0 {
+            return None;
+        }
+        let (who, back) = (doom.who, doom.back);
+        self.doom = None;
+        Some((who, back))
+    }
+
     /// Does the next thing; `false` when there is nothing left or something went wrong.
     pub(crate) fn step(&mut self) -> bool {
         let Some(Reverse((time, id))) = self.queue.pop() else {
             return false;
         };
         self.now = time;
+        self.steps += 1;
+        if self.steps > MAX_STEPS {
+            self.violate(format!(
+                "{MAX_STEPS} steps and no end: something goes round in circles"
+            ));
+            return false;
+        }
         let Some(what) = self.due.remove(&id) else {
             return true;
         };
@@ -389,6 +454,9 @@ impl World {
             What::Guest(guest) => self.guest_acts(guest),
             What::Owner => self.tend_owner(),
             What::Fault => self.fault(),
+            What::Strike(fault) => self.strike(fault),
+            What::Kill(node, back) => self.kill_satellite(node, back),
+            What::CleanWire => self.plan.damaged = 0,
         }
         self.wrong.is_none()
     }

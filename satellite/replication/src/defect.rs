@@ -1,0 +1,164 @@
+//! Deliberate defects, one rule or one care left out each, to show that the tests would notice.
+//!
+//! They exist only with the feature `defects`, which no crate asks for: `tests/mutations` is built with it,
+//! and the daemons refuse to be (see [`crate::DEFECTS`]). Without the feature `defect!(Name)` is the constant
+//! `false` and nothing of it is compiled. With it, one defect is on at a time, for one thread.
+
+/// Whether a defect is on; `false` where they are not compiled in.
+#[cfg(feature = "defects")]
+macro_rules! defect {
+    ($name:ident) => {
+        $crate::defect::is_on($crate::defect::Defect::$name)
+    };
+}
+
+/// Whether a defect is on; `false` where they are not compiled in.
+#[cfg(not(feature = "defects"))]
+macro_rules! defect {
+    ($name:ident) => {
+        $crate::defect::never()
+    };
+}
+
+/// What is left of a defect that is not compiled in: a constant.
+#[cfg(not(feature = "defects"))]
+pub(crate) const fn never() -> bool {
+    false
+}
+
+#[cfg(feature = "defects")]
+mod list {
+    use std::cell::Cell;
+
+    macro_rules! defects {
+        ($($name:ident $rule:literal $what:literal;)+) => {
+            /// A rule or a care left out.
+            #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+            pub enum Defect {
+                $(#[doc = $what] $name),+
+            }
+
+            impl Defect {
+                /// All of them, by rule.
+                pub const ALL: &[Self] = &[$(Self::$name),+];
+
+                /// Its name.
+                pub fn name(self) -> &'static str {
+                    match self { $(Self::$name => stringify!($name)),+ }
+                }
+
+                /// The rule it breaks.
+                pub fn rule(self) -> &'static str {
+                    match self { $(Self::$name => $rule),+ }
+                }
+
+                /// What is left out, or done wrong.
+                pub fn what(self) -> &'static str {
+                    match self { $(Self::$name => $what),+ }
+                }
+
+                /// By its name.
+                pub fn named(name: &str) -> Option<Self> {
+                    Self::ALL.iter().copied().find(|defect| defect.name() == name)
+                }
+            }
+        };
+    }
+
+    defects! {
+        AnswerAfterFirst "R1" "a write is answered when one member has it";
+        AnswerWhenSent "R1" "a write is answered when it is sent";
+        FlushByOne "R1" "a flush is answered when one member has flushed";
+        AnswerBeforeRemoval "R2" "writes are answered without a member whose removal is only asked for";
+        NoStoredView "R2" "answers go out before a member has stored the new view";
+        ViewNotTold "R2" "members are not told the new view";
+        NoJointAnswer "R3" "a replica proposed as member is not waited for";
+        NoJointLease "R3" "its lease is not needed either";
+        JoinUndrained "R3" "it is proposed before it has all that was sent to it";
+        JoinUnflushed "R3" "it is proposed before it was flushed";
+        FlushesKept "R3" "flushes from before it joined are taken to cover it";
+        NoDrain "R4" "a promise does not wait for older I/O in the disk";
+        DrainAllButOne "R4" "a promise waits for all older I/O but the last";
+        FenceNotStored "R4" "a promise does not wait for the fence to be durable";
+        NoLeaseWait "R4" "a promise does not wait for the lease granted before";
+        LeaseForgotten "R4" "a restarted replica assumes that it had granted no lease";
+        OlderEpochServed "R5" "an engine of an older epoch is let in";
+        NoGrace "R5" "after an unclean end members are removed after half a second";
+        LeaseNotChecked "R6" "a read is released without leases";
+        LeaseOfOne "R6" "the lease of one member is enough";
+        LeaseFromAnswer "R6" "a lease counts from the answer";
+        NoMargin "R6" "nothing is taken off a lease for clocks of different speed";
+        WriteBeforeBit "R7" "a write does not set its dirty bit";
+        CopyWithoutBit "R7" "a copy to a returning replica sets no dirty bit";
+        CopyNotTracked "R7" "a region is declared clean though a copy to it was not flushed";
+        RegionOffByOne "R7" "of a write over two regions the second is not marked";
+        FlushCoversLater "R7" "a flush is taken to cover what ended before its answer";
+        CleanWithoutFlush "R7" "a region that rests is declared clean without a flush";
+        CleanWhileWriting "R7" "a region is declared clean while it is written";
+        CleanUnequal "R7" "a region is declared clean though it is unequal";
+        LowerWritten "R7" "a region declared clean and written again is lowered all the same";
+        StopUnflushed "R7" "a stop declares all clean before its flush was answered";
+        NoRepair "R8" "dirty regions are not made equal after an unclean end";
+        ReadUnrepaired "R8" "a read does not wait for the repair";
+        AnySource "R8" "any member is the source of the repair";
+        DoubtForgotten "R8" "a replica does not remember that it lost its cache";
+        FlushInDoubt "R8" "flushes are answered while a member is in doubt";
+        LastRightGoes "R8" "the last member that is right is removed at once";
+        LossServed "R8" "an older client is served though no member is right";
+        CacheNotCompared "R9" "the cache identity is not compared";
+        FlushNotRecalled "R9" "flushes under way go on after a member lost its cache";
+        CopyNotVoided "R9" "a copy under way counts on a member that has lost it since";
+        NotSentAgain "R9" "what was under way is not sent again";
+        MapBeginsEmpty "R10" "the map of an absent replica begins empty";
+        MapStays "R10" "it does not grow with writes";
+        MapWithoutDirty "R10" "after a crash it does not take the dirty map in";
+        LowerBeforeMaps "R10" "a dirty bit goes before what it gained is durable";
+        BlockOffByOne "R10" "of a write over two blocks the second is not marked";
+        MapClearedUnflushed "R10" "it lets go of what was copied and not flushed";
+        WrittenCleared "R10" "it lets go of what was written again after the copy";
+        MapsNotHandedOn "R10" "a replica that joins is not given the maps of the absent";
+        OwnMapIgnored "R11" "a returning replica's own dirty map is ignored";
+        MapOfAnyConfig "R11" "a map that begins at another config will do";
+        OldCopyTrusted "R11" "a superblock older than its last joining will do";
+        DamagedIsClean "R11" "a damaged page of a map counts as zeroes";
+        NoLocks "R12" "nothing is locked";
+        ReadsUnlocked "R12" "reads do not wait for writes";
+        CopyUnlocked "R12" "copies do not wait for writes";
+        LockFreedEarly "R12" "a write's lock goes before a replica that catches up has it";
+        AttemptLeftOpen "R12" "the connection of a resync that ended stays open";
+        SyncingRead "R13" "a replica that catches up is read";
+        ClaimKept "R13" "opened as no member a replica still claims to be one";
+        IdentityNotChecked "R14" "a replica does not look whom a request is for";
+        ViewNotChecked "R14" "a replica does not compare the view of a request";
+        OldLinkAnswers "R14" "an answer counts whichever connection it came on";
+        HeaderNotChecked "R14" "the checksum of a header is not compared";
+        PayloadNotChecked "R14" "the checksum of a payload is not compared";
+        PageNotChecked "R14" "the checksum of a stored page is not compared";
+        FailureForgotten "R15" "a failed write or flush has no consequence for the replica";
+        FailedLooksSound "R15" "a disk that failed opens with the identity it had";
+        FailedTrusted "R15" "an engine told of a failure trusts the identity it knew";
+        MinimumIgnored "R16" "neither engine nor catalogue keeps the minimum";
+    }
+
+    thread_local! {
+        static ON: Cell<Option<Defect>> = const { Cell::new(None) };
+    }
+
+    /// Switches a defect on for this thread, or all off.
+    pub fn switch(defect: Option<Defect>) {
+        ON.set(defect);
+    }
+
+    /// Whether a defect is on: switched on for this thread, or named by `STOR_DEFECT` for the whole process.
+    pub fn is_on(defect: Defect) -> bool {
+        ON.get().or_else(of_process) == Some(defect)
+    }
+
+    fn of_process() -> Option<Defect> {
+        static NAMED: std::sync::OnceLock<Option<Defect>> = std::sync::OnceLock::new();
+        *NAMED.get_or_init(|| Defect::named(&std::env::var("STOR_DEFECT").ok()?))
+    }
+}
+
+#[cfg(feature = "defects")]
+pub use list::{Defect, is_on, switch};
