@@ -26,6 +26,7 @@ mod r6_read_leases;
 mod r7_dirty_before_write;
 mod r8_repair_before_reply;
 mod r9_lost_cache;
+mod random;
 mod rules;
 mod silence;
 mod steps;
