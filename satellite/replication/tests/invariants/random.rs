@@ -55,7 +55,7 @@ fn body(raw: &Raw) -> Body<u64> {
 
 fn of_replica(raw: &Raw) -> replica::Event<u64> {
     let error = [DiskError::NoSpace, DiskError::Transient, DiskError::Failed][usize::from(raw.1 % 3)];
-    let failed = raw.2 % 4 == 0;
+    let failed = raw.2.is_multiple_of(4);
     let conn = ConnId(u64::from(raw.3 % 3));
     match raw.0 % 12 {
         0..=6 => {
@@ -74,7 +74,7 @@ fn of_replica(raw: &Raw) -> replica::Event<u64> {
             let result = if failed {
                 Err(error)
             } else {
-                Ok((raw.1 % 2 == 0).then_some(raw.4))
+                Ok((raw.1.is_multiple_of(2)).then_some(raw.4))
             };
             replica::Event::DiskDone {
                 op: u64::from(raw.3 % 16),
@@ -98,7 +98,7 @@ fn of_engine(raw: &Raw) -> engine::Event<u64> {
     let mut other = row(&[A, B], &[C], 1 + raw.1 % 3);
     other.revision = raw.4;
     other.view = view(3 + u64::from(raw.2 % 3) / 2, u64::from(raw.3 % 4));
-    if raw.1 % 5 == 0 {
+    if raw.1.is_multiple_of(5) {
         other.replicas.remove(&C);
     }
     if raw.1 % 5 == 1 {
@@ -118,7 +118,7 @@ fn of_engine(raw: &Raw) -> engine::Event<u64> {
             request: Request::Write {
                 range,
                 data: 7,
-                fua: raw.1 % 2 == 0,
+                fua: raw.1.is_multiple_of(2),
             },
         },
         2 => engine::Event::Submit {
@@ -146,14 +146,14 @@ fn of_engine(raw: &Raw) -> engine::Event<u64> {
         }
         10 => engine::Event::Row(other),
         11 => {
-            let refusal = (raw.1 % 2 == 0).then_some(Refusal::NoSuchReplica { replica });
+            let refusal = (raw.1.is_multiple_of(2)).then_some(Refusal::NoSuchReplica { replica });
             engine::Event::Outcome {
                 proposal: raw.4 % 4,
                 row: other,
                 refusal,
             }
         }
-        12 if raw.1 % 16 == 0 => engine::Event::Stop,
+        12 if raw.1.is_multiple_of(16) => engine::Event::Stop,
         _ => engine::Event::Tick,
     }
 }
