@@ -12,6 +12,9 @@ use crate::output::{Done, confirm};
 use crate::table::{Cell, Column, Table, Tone};
 use crate::wait::{self, Look};
 
+mod backup;
+mod restore;
+
 /// Verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ControllerVerb {
@@ -29,6 +32,17 @@ pub(crate) enum ControllerVerb {
         #[arg(add = completion::controllers(), value_parser = args::existing)]
         name: String,
     },
+    /// Write a backup of the catalogue: of what there is, not of the volumes' data
+    Backup {
+        /// The file; one that is there is replaced
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: std::path::PathBuf,
+        /// What the first controller that answers has, without asking the others: for when they are gone
+        #[arg(long)]
+        local: bool,
+    },
+    /// Make a new cluster of one controller, here, out of a backup of a cluster whose controllers are lost
+    Restore(restore::RestoreArgs),
 }
 
 /// Runs a verb.
@@ -38,6 +52,8 @@ pub(crate) async fn run(context: &Context, verb: ControllerVerb) -> Result<(), F
         ControllerVerb::List => context
             .out
             .list(client.controllers().await?, "no controllers", table),
+        ControllerVerb::Backup { file, local } => backup::backup(context, &file, local).await,
+        ControllerVerb::Restore(args) => restore::restore(context, args).await,
         ControllerVerb::Remove { name } => {
             if context.planned(&Wish::RemoveController { name: &name }).await? {
                 return Ok(());

@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::output::{Done, confirm};
 use crate::wait::{self, Look};
 
+mod adopt;
 mod attach;
 mod shown;
 
@@ -45,6 +46,8 @@ pub(crate) enum VolumeVerb {
         #[arg(long)]
         force: bool,
     },
+    /// After the catalogue was restored from an old backup: take over what a volume's replicas say
+    Adopt(adopt::AdoptArgs),
     /// Give a node the volume as a device
     Attach(AttachArgs),
     /// Take the volume from a node
@@ -99,6 +102,7 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
         }
         VolumeVerb::Describe { name } => context.out.object(&client.volume(&name).await?, shown::describe),
         VolumeVerb::Delete { name, force } => delete(context, &name, force).await,
+        VolumeVerb::Adopt(args) => adopt::adopt(context, args).await,
         VolumeVerb::Attach(args) => attach::attach(context, args).await,
         VolumeVerb::Detach(args) => attach::detach(context, args).await,
     }
@@ -171,7 +175,10 @@ async fn look_created(client: &Client, name: &str) -> Result<Look<Volume>, Failu
                     "put right what is wrong, or take it away with `storctl volume delete {name}`"
                 )));
         }
-        VolumeState::Healthy | VolumeState::Degraded | VolumeState::Suspended => Look::Done(volume),
+        VolumeState::Healthy
+        | VolumeState::Degraded
+        | VolumeState::Suspended
+        | VolumeState::CatalogueBehind => Look::Done(volume),
         VolumeState::Deleting => return Err(Failure::failed(format!("volume {name} is being deleted"))),
     })
 }

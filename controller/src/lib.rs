@@ -1,12 +1,14 @@
 //! Stor's controller: the catalogue of what should be, the planner that places replicas, the sessions of
 //! satellites that make it so, and the REST API over all of it.
 
+pub mod behind;
 pub mod catalogue;
 pub mod cluster;
 pub mod observed;
 pub mod plan;
 pub mod reconcile;
 pub mod rest;
+pub mod restore;
 pub mod rights;
 pub mod server;
 pub mod session;

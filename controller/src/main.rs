@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use stor_api::name;
+use stor_controller::restore;
 use stor_controller::server::{self, Running};
 use stor_controller::settings::{Settings, Wanted};
 use stor_raft::Timing;
@@ -27,6 +28,12 @@ enum Commands {
         place: Place,
         #[command(flatten)]
         who: Who,
+        /// Out of this backup of a cluster whose controllers are lost (`storctl controller backup`)
+        #[arg(long, value_name = "FILE")]
+        restore: Option<PathBuf>,
+        /// With --restore: also while controllers of that cluster still answer
+        #[arg(long, requires = "restore")]
+        force: bool,
         /// Go on running afterwards
         #[arg(long)]
         run: bool,
@@ -130,10 +137,30 @@ fn main() -> ExitCode {
 async fn execute(command: Commands) -> anyhow::Result<()> {
     let timing = Timing::default();
     match command {
-        Commands::Init { place, who, run } => {
-            let settings = Settings::begin(&place.dir, who.wanted()?)?;
-            let settings = server::init(&place.dir, settings, timing).await?;
-            tracing::info!(name = %settings.name, dir = %place.dir.display(), "a new cluster was made");
+        Commands::Init {
+            place,
+            who,
+            restore: file,
+            force,
+            run,
+        } => {
+            let settings = match file {
+                None => {
+                    let settings = Settings::begin(&place.dir, who.wanted()?)?;
+                    let settings = server::init(&place.dir, settings, timing).await?;
+                    tracing::info!(name = %settings.name, dir = %place.dir.display(), "a new cluster was made");
+                    settings
+                }
+                Some(file) => {
+                    let wanted = who.wanted()?;
+                    let (settings, of) = restore::restore(&place.dir, wanted, &file, force, timing).await?;
+                    tracing::info!(
+                        name = %settings.name, dir = %place.dir.display(), cluster = %of.cluster_id, at = %of.at,
+                        entry = of.applied, "a new cluster was made of the backup"
+                    );
+                    settings
+                }
+            };
             if run {
                 serve(server::start(&place.dir, &settings, timing).await?).await?;
             }

@@ -15,6 +15,8 @@ use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, View, VolumeId};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::catalogue::is_above;
+
 /// How often a satellite reports.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A node not heard for this long is offline: three heartbeats and some slack for a busy machine.
@@ -24,6 +26,11 @@ pub const OFFLINE_AFTER: Duration = Duration::from_secs(4);
 /// [`OFFLINE_AFTER`]: its agent may only be restarting while the engine serves on, and to be taken for lost costs an
 /// unclean end. Whoever can't wait says force.
 pub const LOST_AFTER: Duration = Duration::from_secs(30);
+
+/// A node that is not registered goes on dialling; not heard for so long, it has given up.
+const STRANGER: Duration = Duration::from_mins(1);
+/// Unregistered nodes remembered; more are no more help.
+const MOST_STRANGERS: usize = 64;
 
 /// The last report of one node.
 #[derive(Clone, Debug)]
@@ -40,6 +47,10 @@ pub struct Heard {
     pub engines: HashMap<VolumeId, EngineStatus>,
     /// Block devices.
     pub disks: Vec<Disk>,
+    /// History of the desired state it acts on.
+    pub history: String,
+    /// Whether all its pools were looked through for replicas that nobody asked for.
+    pub searched: bool,
 }
 
 impl Heard {
@@ -65,6 +76,8 @@ impl Heard {
                 .filter_map(|engine| Some((id(&engine.volume_id)?, engine)))
                 .collect(),
             disks: status.disks,
+            history: status.history,
+            searched: status.searched,
         }
     }
 }
@@ -75,6 +88,7 @@ pub struct Observations {
     nodes: BTreeMap<String, Arc<Heard>>,
     now: Instant,
     presumed: BTreeSet<String>,
+    strangers: Vec<String>,
 }
 
 impl Observations {
@@ -84,7 +98,13 @@ impl Observations {
             nodes,
             now,
             presumed: BTreeSet::new(),
+            strangers: Vec::new(),
         }
+    }
+
+    /// Nodes that dialled in lately and are not registered.
+    pub fn strangers(&self) -> &[String] {
+        &self.strangers
     }
 
     /// Takes nodes for online that were not heard yet: those the catalogue last recorded as online, while a new
@@ -137,7 +157,7 @@ impl Observations {
                 epoch: Epoch(report.stored_epoch),
                 config: ConfigSeq(report.stored_config),
             };
-            (stored > row.view).then_some((member.node.as_str(), stored))
+            is_above(stored, row.view).then_some((member.node.as_str(), stored))
         })
     }
 
@@ -166,6 +186,7 @@ impl Observations {
 #[derive(Debug)]
 pub struct Observed {
     nodes: Mutex<BTreeMap<String, Arc<Heard>>>,
+    strangers: Mutex<BTreeMap<String, Instant>>,
     changes: watch::Sender<u64>,
 }
 
@@ -173,6 +194,7 @@ impl Default for Observed {
     fn default() -> Self {
         Self {
             nodes: Mutex::default(),
+            strangers: Mutex::default(),
             changes: watch::Sender::new(0),
         }
     }
@@ -183,6 +205,15 @@ impl Observed {
     pub fn hear(&self, node: &str, heard: Heard) {
         self.lock().insert(node.to_owned(), Arc::new(heard));
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Notes that a node dialled in that is not registered.
+    pub fn stranger(&self, node: &str) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        strangers.retain(|_, seen| seen.elapsed() < STRANGER);
+        if strangers.len() < MOST_STRANGERS || strangers.contains_key(node) {
+            strangers.insert(node.to_owned(), Instant::now());
+        }
     }
 
     /// Forgets everything: what was heard by an earlier leadership says nothing about now.
@@ -197,7 +228,14 @@ impl Observed {
 
     /// All there is now.
     pub fn look(&self) -> Observations {
-        Observations::new(self.lock().clone(), Instant::now())
+        let mut look = Observations::new(self.lock().clone(), Instant::now());
+        let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        look.strangers = strangers
+            .iter()
+            .filter(|(node, seen)| seen.elapsed() < STRANGER && !look.nodes.contains_key(*node))
+            .map(|(node, _)| node.clone())
+            .collect();
+        look
     }
 
     /// Moves with every report.

@@ -20,7 +20,7 @@ use crate::cluster::{Cluster, now};
 use crate::rest::{Front, app};
 use crate::settings::{Settings, SettingsError};
 use crate::signing_key::{self, SigningKeyError};
-use crate::{reconcile, session, signers};
+use crate::{reconcile, rest, session, signers};
 
 /// Requests under way when the process ends get this long.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -77,7 +77,11 @@ pub struct Running {
     working: Vec<JoinHandle<()>>,
 }
 
-async fn open(dir: &Path, settings: &Settings, timing: Timing) -> Result<Node<Catalogue>, OpenError> {
+pub(crate) async fn open(
+    dir: &Path,
+    settings: &Settings,
+    timing: Timing,
+) -> Result<Node<Catalogue>, OpenError> {
     let mut options = Options::new(dir, settings.peer_listen, settings.peer());
     options.timing = timing;
     Node::open(options).await
@@ -160,6 +164,7 @@ pub async fn start(dir: &Path, settings: &Settings, timing: Timing) -> Result<Ru
             return Err(error.into());
         }
     };
+    rest::sweep(dir);
     let peers = match node.bind().await {
         Ok(listener) => listener,
         Err(source) => {

@@ -21,6 +21,9 @@ pub struct Settings {
     format: u32,
     /// Whether `init` or `join` came to its end; if not, it is continued.
     pub complete: bool,
+    /// While `init --restore` is not at its end: which backup it is of. What is in the directory then may be emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restoring: Option<String>,
     /// Raft id; random, so that it is never used again.
     pub id: u64,
     /// For people.
@@ -73,6 +76,23 @@ pub enum SettingsError {
     Incomplete {
         /// Directory.
         dir: PathBuf,
+    },
+    /// A restore was begun in it.
+    #[error(
+        "in {} a restore from a backup was begun and not ended; repeat it with the same file, or empty the directory",
+        dir.display()
+    )]
+    Restoring {
+        /// Directory.
+        dir: PathBuf,
+    },
+    /// Something of a controller is in it.
+    #[error("{} holds {file} of a controller; restore into an empty directory", dir.display())]
+    Occupied {
+        /// Directory.
+        dir: PathBuf,
+        /// What was found.
+        file: &'static str,
     },
     /// From the future.
     #[error(
@@ -140,6 +160,23 @@ impl Settings {
     /// Begins to set up a directory, or goes on where an earlier attempt was cut off: with the same id, since
     /// others may have heard of it.
     pub fn begin(dir: &Path, wanted: Wanted) -> Result<Self, SettingsError> {
+        Self::begin_as(dir, wanted, None)
+    }
+
+    /// The same for a restore of the backup that `mark` names. A directory that holds anything else is refused.
+    pub fn begin_restore(dir: &Path, wanted: Wanted, mark: &str) -> Result<Self, SettingsError> {
+        if Self::read(dir)?.is_none() {
+            for file in ["log.db", "catalogue.db"] {
+                if dir.join(file).exists() {
+                    let dir = dir.to_owned();
+                    return Err(SettingsError::Occupied { dir, file });
+                }
+            }
+        }
+        Self::begin_as(dir, wanted, Some(mark.to_owned()))
+    }
+
+    fn begin_as(dir: &Path, wanted: Wanted, restoring: Option<String>) -> Result<Self, SettingsError> {
         let peer_address = address(wanted.peer_address, wanted.peer_listen, "--peer-address")?;
         let api_address = address(wanted.api_address, wanted.api_listen, "--api-address")?;
         if let Some(present) = Self::read(dir)? {
@@ -148,6 +185,9 @@ impl Settings {
                     dir: dir.to_owned(),
                     name: present.name,
                 });
+            }
+            if present.restoring != restoring {
+                return Err(SettingsError::Restoring { dir: dir.to_owned() });
             }
             if present.name != wanted.name || present.peer_address != peer_address {
                 return Err(SettingsError::Other {
@@ -162,6 +202,7 @@ impl Settings {
         let settings = Self {
             format: FORMAT,
             complete: false,
+            restoring,
             id: random_id(),
             name: wanted.name,
             peer_listen: wanted.peer_listen,
@@ -176,6 +217,7 @@ impl Settings {
     /// Notes that the directory is set up.
     pub fn complete(mut self, dir: &Path) -> Result<Self, SettingsError> {
         self.complete = true;
+        self.restoring = None;
         self.store(dir)?;
         Ok(self)
     }

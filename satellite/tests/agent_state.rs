@@ -100,6 +100,7 @@ fn desired(revision: u64) -> proto::Desired {
         replicas: vec![replica(1)],
         engines: vec![engine(1, 5, 50)],
         keys: vec![key(1, false)],
+        ..Default::default()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Requests as a stranger sends them: any method, path and body, past the API's own client.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -41,14 +41,31 @@ impl Response {
 
 /// Sends one request to the API on `port`.
 pub fn request(port: u16, method: &str, path: &str, body: &str) -> anyhow::Result<Response> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    stream.set_write_timeout(Some(DEADLINE))?;
+    request_within(DEADLINE, &format!("127.0.0.1:{port}"), method, path, "", body)
+}
+
+/// The same at any address, with further lines of the head, each ended by CR LF, and another deadline for a silent
+/// server.
+pub fn request_within(
+    deadline: Duration,
+    address: &str,
+    method: &str,
+    path: &str,
+    head: &str,
+    body: &str,
+) -> anyhow::Result<Response> {
+    let place = address
+        .to_socket_addrs()?
+        .next()
+        .with_context(|| format!("{address} is no address"))?;
+    let mut stream = TcpStream::connect_timeout(&place, deadline)?;
+    stream.set_read_timeout(Some(deadline))?;
+    stream.set_write_timeout(Some(deadline))?;
     let length = body.len();
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nhost: stor\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {length}\r\n\r\n{body}"
+         {head}content-length: {length}\r\n\r\n{body}"
     )?;
     let mut bytes = Vec::new();
     stream

@@ -13,6 +13,7 @@ fn state(state: VolumeState) -> Cell {
         VolumeState::Degraded => ("degraded", Tone::Warn),
         VolumeState::Suspended => ("suspended", Tone::Bad),
         VolumeState::Failed => ("failed", Tone::Bad),
+        VolumeState::CatalogueBehind => ("catalogue-behind", Tone::Bad),
         VolumeState::Deleting => ("deleting", Tone::Faint),
     };
     Cell::new(word, tone)

@@ -17,15 +17,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::objects::{
-    Attachment, AttachmentSpec, Class, ClassSpec, Controller, Disk, Event, Node, NodeChange, NodeSpec, Page,
-    Plan, Pool, PoolChange, PoolSpec, Replica, Status, Volume, VolumeSpec,
+    Attachment, AttachmentSpec, CatalogueInfo, Class, ClassSpec, Controller, Disk, Event, Node, NodeChange,
+    NodeSpec, Page, Plan, Pool, PoolChange, PoolSpec, Replica, Status, Volume, VolumeAdoption, VolumeSpec,
 };
 use crate::problem::Problem;
 
+mod download;
 mod error;
 mod events;
 mod wish;
 
+pub use download::DownloadError;
 pub use error::{Error, SetupError, Tried};
 pub use events::EventStream;
 pub use wish::Wish;
@@ -151,6 +153,11 @@ impl Client {
     /// The cluster on one screen.
     pub async fn status(&self) -> Result<Status, Error> {
         self.get("/api/v1/status").await
+    }
+
+    /// The catalogue as the leader has it.
+    pub async fn catalogue(&self) -> Result<CatalogueInfo, Error> {
+        self.get("/api/v1/catalogue").await
     }
 
     /// All controllers.
@@ -292,6 +299,11 @@ impl Client {
     /// Begins to delete a volume; it is gone when it is not found any more.
     pub async fn delete_volume(&self, name: &str, force: bool) -> Result<(), Error> {
         self.send_delete(&Wish::DeleteVolume { name, force }).await
+    }
+
+    /// Makes the catalogue say of a volume what its replicas say, after it was restored from an old backup.
+    pub async fn adopt_volume(&self, name: &str, adoption: &VolumeAdoption) -> Result<Volume, Error> {
+        self.send(&Wish::AdoptVolume { name, adoption }, false).await
     }
 
     /// Begins to attach a volume to a node.

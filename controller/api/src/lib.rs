@@ -4,6 +4,7 @@
 //! Sizes are bytes, times RFC 3339 strings in UTC. Unknown fields are ignored when read, so that an
 //! older client understands a newer controller.
 
+pub mod backup;
 pub mod client;
 pub mod name;
 pub mod objects;

@@ -279,6 +279,8 @@ pub enum VolumeState {
     Suspended,
     /// It can't be served; see `reason`.
     Failed,
+    /// The catalogue is older than its data, or may be: it is locked until that is settled (`storctl volume adopt`).
+    CatalogueBehind,
     /// Its replicas are being removed.
     Deleting,
 }
@@ -439,6 +441,35 @@ pub struct Volume {
     pub created: String,
     /// Catalogue revision of its last change.
     pub revision: u64,
+}
+
+/// Adopts a volume from its replicas, after the catalogue was restored from an old backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeAdoption {
+    /// Identity of a volume that the catalogue does not know; it gets the name in the path. Absent: the volume of
+    /// that name.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Also when not everything was heard that could hold later data.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The catalogue as the leader has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CatalogueInfo {
+    /// Identity of the cluster.
+    pub cluster_id: String,
+    /// Of this history; another one begins with each restore.
+    pub history: String,
+    /// Restores so far.
+    pub generation: u64,
+    /// When it was restored from a backup, if it was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub restored: Option<String>,
+    /// Last entry applied.
+    pub applied: u64,
 }
 
 /// One node's fate in a placement.

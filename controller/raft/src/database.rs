@@ -193,8 +193,8 @@ async fn seal(conn: &mut SqliteConnection, path: &Path, kind: Kind) -> Result<()
     Ok(())
 }
 
-/// Refuses a catalogue whose application tables are newer than `migrator` knows, and brings an older one up.
-pub(crate) async fn migrate(
+/// Refuses a catalogue whose application tables are newer than `migrator` knows.
+pub(crate) async fn check_version(
     conn: &mut SqliteConnection,
     path: &Path,
     migrator: &sqlx::migrate::Migrator,
@@ -222,6 +222,16 @@ pub(crate) async fn migrate(
             });
         }
     }
+    Ok(())
+}
+
+/// As [`check_version`], and brings an older catalogue up.
+pub(crate) async fn migrate(
+    conn: &mut SqliteConnection,
+    path: &Path,
+    migrator: &sqlx::migrate::Migrator,
+) -> Result<(), DatabaseError> {
+    check_version(conn, path, migrator).await?;
     migrator
         .run_direct(None, conn, false)
         .await

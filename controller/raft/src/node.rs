@@ -169,6 +169,11 @@ impl<A: Application> Node<A> {
         &self.inner.options.peer
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.inner.options.dir
+    }
+
     /// Read-only connections to the catalogue. They show what this node has applied; for an answer that
     /// includes everything acknowledged before, call [`Node::linearize`] first.
     pub fn reader(&self) -> &SqlitePool {
@@ -213,6 +218,11 @@ impl<A: Application> Node<A> {
                 });
             }
         }
+        self.lead_alone().await
+    }
+
+    /// Waits until the only member of a cluster leads it. Cancel-safe.
+    pub async fn lead_alone(&self) -> Result<(), InitializeError> {
         let mut leadership = self.leadership();
         match tokio::time::timeout(STOP, leadership.wait_for(|view| view.is_self)).await {
             Ok(Ok(_)) => Ok(()),

@@ -49,3 +49,10 @@ pub async fn replay<A: Application>(
     transaction.commit().await?;
     Ok(replies)
 }
+
+/// Replaces everything in a prepared database by what is in the copy at `path`, as a member does with a snapshot.
+///
+/// Not cancel-safe: await it to the end.
+pub async fn install_copy(conn: &mut SqliteConnection, path: &std::path::Path) -> Result<(), ReplayError> {
+    Ok(crate::install::install(conn, path).await?)
+}

@@ -140,7 +140,8 @@ pub(crate) fn remove_draft(draft: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn name(last: Option<&LogId>) -> String {
+/// Of the file with everything up to `last`.
+pub(crate) fn name(last: Option<&LogId>) -> String {
     let (term, index) = last.map_or((0, 0), |id| (id.leader_id.term, id.index));
     format!("{term:016x}-{index:016x}.db")
 }

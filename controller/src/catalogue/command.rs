@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use stor_replication::catalogue::Change;
-use stor_replication::ids::{Epoch, Lineage, ReplicaId, VolumeId};
+use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use stor_right::PublicKey;
 use uuid::Uuid;
 
@@ -119,6 +119,9 @@ pub enum Action {
         name: String,
         /// Revision.
         expect: Option<u64>,
+        /// Every node was heard and nothing of it is left: nothing can be lost, though its row may be old.
+        #[serde(default)]
+        gone: bool,
     },
     /// What a node reported of replicas that are being made or removed.
     ReplicasObserved {
@@ -150,6 +153,85 @@ pub enum Action {
         /// to end and says so itself.
         force: bool,
     },
+    /// The first entry after a restore from a backup: a new history begins, and nothing is held for known.
+    BeginHistory(NewHistory),
+    /// Replicas or engines show views above the rows': those rows are older than the data.
+    DoubtVolumes {
+        /// Volume and the view seen.
+        seen: Vec<(VolumeId, View)>,
+    },
+    /// All that could hold a later view was heard, and does not: the rows are right.
+    TrustVolumes {
+        /// Volume and its view as compared.
+        volumes: Vec<(VolumeId, View)>,
+    },
+    /// Every node was heard and nothing is left that this history does not know.
+    SettleHistory {
+        /// The history.
+        history: Uuid,
+    },
+    /// Makes the row of a volume what its replicas say.
+    AdoptVolume(Adoption),
+}
+
+/// See [`Action::BeginHistory`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewHistory {
+    /// Identity, made by the proposer.
+    pub id: Uuid,
+    /// Last entry in the backup.
+    pub backup_index: u64,
+    /// When the backup was made.
+    pub backup_at: String,
+}
+
+/// See [`Action::AdoptVolume`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Adoption {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its name; a new one for a volume that the catalogue does not know.
+    pub name: String,
+    /// Revision of its row as the proposer saw it; `None`: there is none.
+    pub expect: Option<u64>,
+    /// Bytes.
+    pub size: u64,
+    /// History of its data.
+    pub lineage: Lineage,
+    /// Above every view seen.
+    pub view: View,
+    /// Least in-sync replicas.
+    pub min_in_sync: u8,
+    /// All its replicas from now on.
+    pub replicas: Vec<AdoptedReplica>,
+    /// Where its engine runs and goes on.
+    pub owner: Option<AdoptedOwner>,
+}
+
+/// One replica of an [`Adoption`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AdoptedReplica {
+    /// Number.
+    pub replica: ReplicaId,
+    /// Node.
+    pub node: String,
+    /// Pool there.
+    pub pool: String,
+    /// For a member of the in-sync set, the config it vouches for. The others get everything anew.
+    pub joined: Option<ConfigSeq>,
+}
+
+/// The engine of an [`Adoption`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AdoptedOwner {
+    /// Its node.
+    pub node: String,
+    /// How it serves the device.
+    pub transport: String,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+    /// For whom it runs.
+    pub purpose: Purpose,
 }
 
 /// What a node is for.

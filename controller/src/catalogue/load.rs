@@ -1,6 +1,6 @@
 //! Reads the catalogue. A row that does not decode is an error of the database, never a default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use serde::de::DeserializeOwned;
@@ -11,7 +11,9 @@ use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId
 use uuid::Uuid;
 
 use super::command::{ClassWish, NodeKind, PoolWish, Purpose};
-use super::row::{Attachment, Class, Event, Node, Place, Pool, ReplicaPhase, Signer, Volume, VolumePhase};
+use super::row::{
+    Attachment, Class, Event, History, Node, Place, Pool, ReplicaPhase, Signer, Volume, VolumePhase,
+};
 use super::sql;
 
 type Result<T> = std::result::Result<T, Error>;
@@ -159,6 +161,7 @@ impl FromRow<'_, SqliteRow> for Volume {
             created: row.try_get("created")?,
             places: BTreeMap::new(),
             attachment,
+            doubt: row.try_get("doubt")?,
         })
     }
 }
@@ -242,6 +245,24 @@ impl FromRow<'_, SqliteRow> for Signer {
 /// The keys of all controllers, oldest first.
 pub async fn signers(conn: &mut SqliteConnection) -> Result<Vec<Signer>> {
     sqlx::query_as(sql::SIGNERS).fetch_all(conn).await
+}
+
+/// The history of the catalogue, once the cluster has its identity.
+pub async fn history(conn: &mut SqliteConnection) -> Result<Option<History>> {
+    let Some(row) = sqlx::query(sql::HISTORY).fetch_optional(conn).await? else {
+        return Ok(None);
+    };
+    Ok(Some(History {
+        id: uuid(&row, "history")?,
+        generation: row.try_get("generation")?,
+        restored: row.try_get("restored")?,
+        unsettled: row.try_get("unsettled")?,
+    }))
+}
+
+/// Whether nodes are to keep what this history does not mention: it is not settled, or a row is in doubt.
+pub async fn keeps(conn: &mut SqliteConnection) -> Result<bool> {
+    sqlx::query_scalar(sql::KEEPS).fetch_one(conn).await
 }
 
 /// All nodes, by name.
@@ -364,6 +385,8 @@ pub enum Which<'a> {
     Healing,
     /// Whose engine is asked to end.
     Detaching,
+    /// Whose row may be older than the data.
+    Doubted,
 }
 
 /// Volumes, by name.
@@ -378,9 +401,16 @@ pub async fn volumes_which(conn: &mut SqliteConnection, which: Which<'_>) -> Res
         Which::Unhealed => sqlx::query_scalar(sql::VOLUME_IDS_UNHEALED),
         Which::Healing => sqlx::query_scalar(sql::VOLUME_IDS_HEALING),
         Which::Detaching => sqlx::query_scalar(sql::VOLUME_IDS_DETACHING),
+        Which::Doubted => sqlx::query_scalar(sql::VOLUME_IDS_DOUBTED),
     };
     let ids: Vec<String> = query.fetch_all(&mut *conn).await?;
     volumes(conn, &ids).await
+}
+
+/// Ids of all volumes.
+pub async fn volume_ids(conn: &mut SqliteConnection) -> Result<BTreeSet<VolumeId>> {
+    let rows = sqlx::query(sql::VOLUME_IDS).fetch_all(conn).await?;
+    rows.iter().map(|row| Ok(VolumeId(uuid(row, "id")?))).collect()
 }
 
 /// Replicas being made or removed.

@@ -18,7 +18,7 @@ use sqlx::SqliteConnection;
 use sqlx::migrate::Migrator;
 use stor_raft::Application;
 
-pub use apply::{apply, check};
+pub use apply::{apply, check, is_above};
 pub use command::{Action, Command};
 pub use outcome::{Kind, Object, Outcome, Refused, Reply};
 

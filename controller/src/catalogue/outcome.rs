@@ -134,6 +134,12 @@ pub enum Refused {
         /// What changed.
         why: String,
     },
+    /// Its row is older than its data, or may be.
+    #[error("the catalogue may be older than the data of {object}")]
+    Behind {
+        /// What.
+        object: Object,
+    },
     /// The volume's view does not allow the change.
     #[error("{refusal}")]
     View {

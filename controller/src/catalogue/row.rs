@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use stor_replication::catalogue::VolumeRow;
 use stor_replication::ids::ReplicaId;
 use stor_right::PublicKey;
+use uuid::Uuid;
 
 use super::command::{ClassWish, NodeKind, PoolWish, Probe, Purpose, VolumeWish};
 
@@ -77,6 +78,21 @@ pub struct Volume {
     pub places: BTreeMap<ReplicaId, Place>,
     /// How the owner uses it; there exactly while there is an owner.
     pub attachment: Option<Attachment>,
+    /// The row may be older than the data: nothing is decided by it before it is trusted again or adopted.
+    pub doubt: bool,
+}
+
+/// Which history of the catalogue this is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct History {
+    /// Identity; the first one is named like the cluster.
+    pub id: Uuid,
+    /// Restores so far.
+    pub generation: u64,
+    /// When it was restored.
+    pub restored: Option<String>,
+    /// Not everything that an earlier history knew was heard yet.
+    pub unsettled: bool,
 }
 
 /// Life of a volume.

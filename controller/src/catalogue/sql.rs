@@ -24,6 +24,14 @@ statements! {
         (SELECT key FROM signers WHERE retired = 1 ORDER BY added DESC, key LIMIT ?)";
     /// Marks every node as possibly wanting another desired state.
     TOUCH_NODES = "UPDATE nodes SET desired = ?";
+    HISTORY = "SELECT COALESCE(history, id) AS history, generation, restored, unsettled FROM cluster";
+    BEGIN_HISTORY = "UPDATE cluster SET history = ?, generation = generation + 1, restored = ?, unsettled = 1";
+    SETTLE_HISTORY = "UPDATE cluster SET unsettled = 0";
+    KEEPS = "SELECT EXISTS (SELECT 1 FROM cluster WHERE unsettled = 1) \
+        OR EXISTS (SELECT 1 FROM volumes WHERE doubt = 1)";
+    DOUBT_ALL = "UPDATE volumes SET doubt = 1, revision = ?";
+    SET_DOUBT = "UPDATE volumes SET doubt = ?, revision = ? WHERE id = ?";
+    TOUCH_ALL = "UPDATE nodes SET desired = ?";
 
     NODES = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \
         desired, revision FROM nodes ORDER BY name";
@@ -84,9 +92,10 @@ statements! {
         WHERE r.in_sync = 0 AND v.owner IS NULL";
     VOLUME_IDS_HEALING = "SELECT volume FROM attachments WHERE purpose = 'healing'";
     VOLUME_IDS_DETACHING = "SELECT volume FROM attachments WHERE detaching = 1";
+    VOLUME_IDS_DOUBTED = "SELECT id FROM volumes WHERE doubt = 1 ORDER BY name";
     /// `?` is a JSON list of ids.
     VOLUMES = "SELECT v.id, v.name, v.phase, v.size, v.epoch, v.config, v.owner, v.clean, v.clean_before, \
-        v.lineage, v.min_in_sync, v.class, v.wish, v.created, v.revision, \
+        v.lineage, v.min_in_sync, v.class, v.wish, v.created, v.revision, v.doubt, \
         a.transport, a.read_only, a.purpose, a.detaching \
         FROM volumes v LEFT JOIN attachments a ON a.volume = v.id \
         WHERE v.id IN (SELECT value FROM json_each(?)) ORDER BY v.name";
@@ -100,6 +109,12 @@ statements! {
         VALUES (?, ?, 'creating', ?, 0, 0, NULL, 1, 1, ?, ?, ?, ?, ?, ?)";
     UPDATE_VOLUME_ROW = "UPDATE volumes SET size = ?, epoch = ?, config = ?, owner = ?, clean = ?, \
         clean_before = ?, lineage = ?, min_in_sync = ?, revision = ? WHERE id = ?";
+    /// Of an adopted volume that the catalogue did not know.
+    INSERT_ADOPTED = "INSERT INTO volumes (id, name, phase, size, epoch, config, owner, clean, clean_before, \
+        lineage, min_in_sync, wish, created, revision) VALUES (?, ?, 'available', ?, 0, 0, NULL, 0, 0, ?, ?, ?, ?, ?)";
+    DELETE_REPLICAS = "DELETE FROM replicas WHERE volume = ?";
+    INSERT_ADOPTED_REPLICA = "INSERT INTO replicas (volume, replica, node, pool, phase, in_sync, joined, reason) \
+        VALUES (?, ?, ?, ?, 'ready', ?, ?, ?)";
     UPDATE_VOLUME_PHASE = "UPDATE volumes SET phase = ?, revision = ? WHERE id = ?";
     DELETE_VOLUME = "DELETE FROM volumes WHERE id = ?";
     INSERT_REPLICA = "INSERT INTO replicas (volume, replica, node, pool, phase, in_sync, joined) \

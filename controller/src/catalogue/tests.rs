@@ -372,6 +372,7 @@ async fn what_is_in_use_stays() {
     let delete = || Action::DeleteVolume {
         name: "v1".into(),
         expect: None,
+        gone: false,
     };
     assert_eq!(
         c.run(delete()).await.unwrap_err().to_string(),
@@ -624,7 +625,8 @@ async fn healing_gives_way_to_users() {
     assert_eq!(
         c.run(Action::DeleteVolume {
             name: "v1".into(),
-            expect: None
+            expect: None,
+            gone: false
         })
         .await,
         Ok(Outcome::Changed)
@@ -816,6 +818,7 @@ async fn replaying_the_log_gives_the_same_database() {
     c.run(Action::DeleteVolume {
         name: "v4".into(),
         expect: None,
+        gone: false,
     })
     .await
     .unwrap();
@@ -823,7 +826,8 @@ async fn replaying_the_log_gives_the_same_database() {
     assert!(
         c.run(Action::DeleteVolume {
             name: "v3".into(),
-            expect: None
+            expect: None,
+            gone: false
         })
         .await
         .is_err()

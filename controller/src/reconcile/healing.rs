@@ -202,7 +202,7 @@ fn healer(volume: &Volume, seen: &Observations) -> Option<String> {
     if volume.phase != VolumePhase::Available || volume.row.owner.is_some() || volume.row.replicas.len() < 2 {
         return None;
     }
-    if seen.ahead_of(&volume.row).is_some() {
+    if volume.doubt || seen.ahead_of(&volume.row).is_some() {
         return None;
     }
     let unequal = !volume.row.clean && volume.row.in_sync().count() > 1;

@@ -6,6 +6,7 @@
 //! here is remembered that a new leader could not find out again.
 
 mod decide;
+mod doubts;
 mod healing;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,9 @@ use tokio::sync::watch;
 
 use crate::catalogue::Action;
 use crate::catalogue::load::{self, Which};
-use crate::cluster::{Cluster, Trouble};
+use crate::catalogue::row::Node;
+use crate::cluster::{Cluster, Look, Trouble};
+use crate::observed::Observations;
 use healing::Healing;
 
 /// Even when nothing moves, time does: nodes go offline by silence.
@@ -72,17 +75,34 @@ async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Res
     let mut look = cluster.look_local().await?;
     let moving = load::moving(look.rows()).await?;
     let nodes = load::nodes(look.rows()).await?;
-    let detaching = load::volumes_which(look.rows(), Which::Detaching).await?;
+    let mut detaching = load::volumes_which(look.rows(), Which::Detaching).await?;
     let unhealed = load::volumes_which(look.rows(), Which::Unhealed).await?;
-    let being_healed = load::volumes_which(look.rows(), Which::Healing).await?;
-    let seen = look.seen;
+    let mut being_healed = load::volumes_which(look.rows(), Which::Healing).await?;
+    // By a row in doubt nothing is decided.
+    detaching.retain(|volume| !volume.doubt);
+    being_healed.retain(|volume| !volume.doubt);
+    let seen = look.seen.clone();
     let mut actions = decide::replicas(&moving, &seen);
     actions.extend(decide::connections(&nodes, &seen, settled));
     let led = cluster.led_for();
     actions.extend(decide::lost_owners(&detaching, &seen, led));
     actions.extend(healing.decide(&unhealed, &being_healed, &seen, led, Instant::now()));
     actions.truncate(BATCH);
+    actions.extend(doubts(&mut look, &nodes, &seen).await?);
     Ok(actions)
+}
+
+/// Looked at only while something is in doubt: that goes through all that every node reports.
+async fn doubts(look: &mut Look, nodes: &[Node], seen: &Observations) -> Result<Vec<Action>, Trouble> {
+    if !load::keeps(look.rows()).await? {
+        return Ok(Vec::new());
+    }
+    let Some(history) = load::history(look.rows()).await? else {
+        return Ok(Vec::new());
+    };
+    let doubted = load::volumes_which(look.rows(), Which::Doubted).await?;
+    let known = load::volume_ids(look.rows()).await?;
+    Ok(doubts::decide(&doubted, &known, nodes, &history, seen))
 }
 
 /// Proposes all at once, so that they share a round of Raft.

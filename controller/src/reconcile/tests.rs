@@ -74,6 +74,7 @@ fn volume() -> Volume {
         created: String::new(),
         places: BTreeMap::from([(ReplicaId(0), place.clone()), (ReplicaId(1), place)]),
         attachment: None,
+        doubt: false,
     }
 }
 

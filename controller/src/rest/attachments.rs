@@ -13,6 +13,7 @@ use super::answer::{Answer, created, cut, done, object, plan};
 use super::extract::{At, Body, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use super::volumes::need;
+use crate::behind;
 use crate::catalogue::command::{Attach, Purpose};
 use crate::catalogue::load::{self, Which};
 use crate::catalogue::row::{Node, Volume, VolumePhase};
@@ -166,7 +167,9 @@ async fn wait_ready(cluster: &Cluster, name: &str) -> Result<(), Failure> {
     loop {
         applied.borrow_and_update();
         let mut look = cluster.look().await?;
-        if need(&mut look, name).await?.phase != VolumePhase::Creating {
+        let row = need(&mut look, name).await?;
+        // One in doubt is not made any more.
+        if row.phase != VolumePhase::Creating || row.doubt {
             return Ok(());
         }
         drop(look);
@@ -190,14 +193,8 @@ async fn draft(
     spec: &AttachmentSpec,
     manner: Manner,
 ) -> Result<Attach, Failure> {
-    if let Some((holder, stored)) = look.seen.ahead_of(&row.row) {
-        let title = format!("the catalogue is older than the data of volume {}", row.name);
-        return Err(Failure::conflict("catalogue-behind", title)
-            .because(format!(
-                "The replica on node {holder} is at view {stored}, the catalogue at {}.",
-                row.row.view
-            ))
-            .remedy("restore a newer backup of the catalogue; what this one says of in-sync replicas may be wrong"));
+    if let Some(why) = behind::in_short(row, &look.seen) {
+        return Err(Failure::behind(&row.name, &format!("It is known of it: {why}.")));
     }
     let node = load::node(look.rows(), &spec.node)
         .await?

@@ -154,6 +154,7 @@ pub(super) async fn status(State(cluster): State<Arc<Cluster>>, _: Params<Nothin
     let nodes = load::nodes(look.rows()).await?;
     let pools = load::pools(look.rows()).await?;
     let rows = load::volumes_which(look.rows(), Which::All).await?;
+    let history = load::history(look.rows()).await?;
     let seen = &look.seen;
     let status = show::status(show::Facts {
         cluster_id,
@@ -163,6 +164,8 @@ pub(super) async fn status(State(cluster): State<Arc<Cluster>>, _: Params<Nothin
         rows: &rows,
         volumes: &rows.iter().map(|row| show::volume(row, seen)).collect::<Vec<_>>(),
         seen,
+        node_rows: &nodes,
+        history,
     });
     Ok(Json(status).into_response())
 }

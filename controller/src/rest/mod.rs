@@ -12,6 +12,8 @@
 
 mod answer;
 mod attachments;
+mod backup;
+mod behind;
 mod classes;
 mod controllers;
 mod extract;
@@ -36,6 +38,7 @@ use utoipa_axum::routes;
 use stor_api::objects::Plan;
 
 use crate::cluster::Cluster;
+pub use backup::sweep;
 pub use front::Front;
 use problem::Failure;
 
@@ -70,6 +73,8 @@ fn documented() -> OpenApiRouter<Arc<Cluster>> {
         .routes(routes!(volumes::get, volumes::delete))
         .routes(routes!(volumes::replicas_of))
         .routes(routes!(volumes::replicas))
+        .routes(routes!(behind::adopt))
+        .routes(routes!(behind::catalogue))
         .routes(routes!(attachments::list))
         .routes(routes!(attachments::list_of, attachments::create))
         .routes(routes!(attachments::get, attachments::delete))
@@ -114,6 +119,7 @@ pub fn app(front: Arc<Front>) -> Router {
         .route("/readyz", get(local::ready))
         .route("/metrics", get(local::metrics))
         .route("/api/v1/openapi.json", get(local::openapi))
+        .route("/api/v1/backup", get(backup::download))
         .route(
             "/api/v1/{*rest}",
             any(front::take).layer(GlobalConcurrencyLimitLayer::new(AT_ONCE)),

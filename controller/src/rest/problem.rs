@@ -91,6 +91,19 @@ impl Failure {
         Self::new(StatusCode::CONFLICT, code, title)
     }
 
+    /// The catalogue is older than the data of a volume, or may be.
+    pub(super) fn behind(volume: &str, why: &str) -> Self {
+        Self::conflict(
+            "catalogue-behind",
+            format!("volume {volume} is locked: the catalogue may be older than its data"),
+        )
+        .because(why)
+        .remedy(format!(
+            "bring all nodes back; `storctl status` says what is still to be heard, `storctl volume adopt {volume} \
+             --dry-run` what its replicas say"
+        ))
+    }
+
     pub(super) fn invalid(title: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", title.to_string())
     }
@@ -199,6 +212,9 @@ impl From<Refused> for Failure {
             Refused::Revision { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "changed", title)
                 .remedy("read it again and decide anew"),
             Refused::State { .. } => Self::conflict("state", title),
+            Refused::Behind { object } => {
+                Self::behind(&object.name, "Not all that may know more of it was heard.")
+            }
             Refused::PlacementStale { .. } => {
                 Self::conflict("busy", title).remedy("ask again: others were placed at the same time")
             }

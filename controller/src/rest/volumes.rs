@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::answer::{Answer, created, cut, object, page, plan};
 use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
 use super::problem::Failure;
+use crate::behind;
 use crate::catalogue::command::{ClassWish, NewVolume, NodeKind, Placement, Purpose, VolumeWish};
 use crate::catalogue::load::{self, Which};
 use crate::catalogue::{self, Action, Outcome, Refused, row};
@@ -392,9 +393,14 @@ pub(super) async fn delete(
         .as_ref()
         .filter(|attachment| manner.force && attachment.purpose == Purpose::User)
         .and(row.row.owner.clone());
+    let gone = super::behind::is_gone(&mut look, &row).await?;
+    if !gone && let Some(why) = behind::in_short(&row, &look.seen) {
+        return Err(Failure::behind(&name, &format!("It is known of it: {why}.")));
+    }
     let action = Action::DeleteVolume {
         name: name.clone(),
         expect,
+        gone,
     };
     if manner.dry_run {
         let mut steps: Vec<String> = used_on

@@ -33,6 +33,9 @@ pub async fn load(
             told.right = right(volume, &volume.row, issuer);
         }
     }
+    let history = load::history(conn).await?;
+    desired.history = history.map(|history| history.id.to_string()).unwrap_or_default();
+    desired.keep = load::keeps(conn).await?;
     Ok(Some(desired))
 }
 
@@ -81,8 +84,8 @@ pub fn desired(
             .iter()
             .filter_map(|volume| engine(node, volume, addresses))
             .collect(),
-        // With the rights, by whoever gives them.
-        keys: Vec::new(),
+        // The keys come with the rights, by whoever gives them.
+        ..proto::Desired::default()
     }
 }
 
@@ -101,8 +104,11 @@ fn replicas<'a>(node: &'a str, volume: &'a Volume) -> impl Iterator<Item = proto
                 pool: place.pool.clone(),
                 size_bytes: volume.row.size,
                 lineage: volume.row.lineage.to_string(),
-                create: place.phase == ReplicaPhase::Creating,
-                in_sync: place.phase == ReplicaPhase::Creating && member.state == MemberState::InSync,
+                // What was to be made before a restore may have been made, used and deleted since.
+                create: place.phase == ReplicaPhase::Creating && !volume.doubt,
+                in_sync: place.phase == ReplicaPhase::Creating
+                    && !volume.doubt
+                    && member.state == MemberState::InSync,
                 delete: place.phase == ReplicaPhase::Deleting,
             })
         })
@@ -113,7 +119,7 @@ fn engine(node: &str, volume: &Volume, addresses: &Addresses) -> Option<proto::E
     (volume.row.owner.as_deref() == Some(node)).then(|| proto::Engine {
         transport: attachment.transport.clone(),
         read_only: attachment.read_only,
-        stop: attachment.detaching,
+        stop: attachment.detaching && !volume.doubt,
         volume: Some(wire::volume(&volume.row, &volume.name, addresses)),
     })
 }

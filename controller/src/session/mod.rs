@@ -32,6 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub use open::{Sessions, follow_desired};
 
+use crate::catalogue::row::History;
 use crate::catalogue::{Action, Kind, Object, Refused, load};
 use crate::cluster::{Cluster, Trouble, now};
 use crate::observed::{HEARTBEAT, Heard};
@@ -173,7 +174,10 @@ async fn admit(cluster: &Cluster, hello: &Hello) -> Result<(), Status> {
     let row = load::node(look.rows(), &hello.node)
         .await
         .map_err(|e| trouble(cluster, &e.into()))?
-        .ok_or_else(unknown)?;
+        .ok_or_else(|| {
+            cluster.observed.stranger(&hello.node);
+            unknown()
+        })?;
     drop(look);
     let seen = wire::seen(hello);
     let same = row.data_address == seen.data_address
@@ -194,6 +198,15 @@ async fn admit(cluster: &Cluster, hello: &Hello) -> Result<(), Status> {
         }) => Err(unknown()),
         Err(refused) => Err(Status::failed_precondition(refused.to_string())),
     }
+}
+
+/// The history of the catalogue. It never changes while a controller runs: a restore makes another cluster.
+async fn history(cluster: &Cluster) -> Result<History, Status> {
+    let mut look = cluster.look().await.map_err(|t| trouble(cluster, &t))?;
+    load::history(look.rows())
+        .await
+        .map_err(|e| trouble(cluster, &e.into()))?
+        .ok_or_else(|| Status::unavailable("the cluster is just being made"))
 }
 
 struct Session<'a> {
@@ -237,9 +250,12 @@ impl Session<'_> {
             .map(|m| http(&m.peer.peer_address))
             .collect();
         let heartbeat_ms = u32::try_from(HEARTBEAT.as_millis()).unwrap_or(u32::MAX);
+        let history = history(self.cluster).await?;
         self.send(from_controller::Kind::Welcome(Welcome {
             controllers,
             heartbeat_ms,
+            generation: history.generation,
+            history: history.id.to_string(),
         }))
         .await?;
         self.send_desired().await?;

@@ -1,14 +1,17 @@
 //! Requests of satellites: changes of a volume's view, and linearizable reads of it.
 
 use stor_proto::satellite::{self as proto, answer, request};
-use stor_replication::catalogue::{Change, VolumeRow};
+use stor_replication::catalogue::{Change, Refusal, VolumeRow};
 use stor_replication::ids::VolumeId;
 
 use super::desired;
 use super::wire::{self, Malformed};
-use crate::catalogue::{Action, Outcome, Refused, load};
+use crate::catalogue::{Action, Outcome, Refused, is_above, load};
 use crate::cluster::{Cluster, Trouble};
 use crate::rights::Issuer;
+
+/// The catalogue is older than what the satellite knows, or may be.
+const BEHIND: &str = "catalogue-behind";
 
 /// Answers a request.
 pub(super) async fn answer(cluster: &Cluster, node: &str, request: proto::Request) -> proto::Answer {
@@ -69,7 +72,7 @@ async fn change_view(cluster: &Cluster, node: &str, ask: &proto::ChangeView) -> 
     if let Change::Restart { .. } = change
         && let Some(message) = behind(cluster, volume).await?
     {
-        return Ok(refused("catalogue-behind", message, None));
+        return Ok(refused(BEHIND, message, None));
     }
     let action = Action::ChangeView {
         volume,
@@ -80,12 +83,21 @@ async fn change_view(cluster: &Cluster, node: &str, ask: &proto::ChangeView) -> 
         Ok(Outcome::Row(row)) => Ok(answer::Kind::Volume(told(cluster, node, *row).await?)),
         // Every change of a view answers its row; the read shows it all the same.
         Ok(_) => read_row(cluster, node, volume).await,
+        Err(Refused::View {
+            refusal: Refusal::ViewChanged { expected, current },
+            ..
+        }) if is_above(expected, current) => {
+            let message = format!("the engine is at view {expected}, the catalogue at {current}");
+            Ok(refused(BEHIND, message, None))
+        }
         Err(Refused::View { refusal, row }) => {
             let message = refusal.to_string();
             let row = told(cluster, node, *row).await?;
             Ok(refused(wire::refusal_code(&refusal), message, Some(row)))
         }
         Err(Refused::NoSuch { object }) => Ok(refused("not-found", format!("there is no {object}"), None)),
+        // Without a row, so that nobody acts on one that may be old: the engine goes on with what it has.
+        Err(behind @ Refused::Behind { .. }) => Ok(refused(BEHIND, behind.to_string(), None)),
         Err(other) => Ok(refused("refused", other.to_string(), None)),
     }
 }
@@ -98,9 +110,8 @@ async fn behind(cluster: &Cluster, id: VolumeId) -> Result<Option<String>, Faile
     };
     Ok(look.seen.ahead_of(&volume.row).map(|(holder, stored)| {
         format!(
-            "the replica on node {holder} is at view {stored}, the catalogue at {}: restore a newer backup of the \
-             catalogue",
-            volume.row.view
+            "the replica on node {holder} is at view {stored}, the catalogue at {}: storctl volume adopt {}",
+            volume.row.view, volume.name
         )
     }))
 }
@@ -117,6 +128,13 @@ async fn read_row(cluster: &Cluster, node: &str, id: VolumeId) -> Result<answer:
     let mut look = cluster.look().await?;
     let addresses = desired::addresses(look.rows()).await?;
     Ok(match load::volume(look.rows(), id).await? {
+        Some(volume) if volume.doubt => {
+            let message = format!(
+                "the catalogue may be older than the data of volume {}",
+                volume.name
+            );
+            refused(BEHIND, message, None)
+        }
         Some(volume) => {
             let mut told = wire::volume(&volume.row, &volume.name, &addresses);
             told.right = desired::right(&volume, &volume.row, Issuer::new(&cluster.signer, node));

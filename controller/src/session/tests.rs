@@ -70,6 +70,7 @@ fn volume() -> Volume {
             purpose: Purpose::User,
             detaching: false,
         }),
+        doubt: false,
     }
 }
 

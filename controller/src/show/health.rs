@@ -9,6 +9,7 @@ use stor_api::objects::{
 use stor_api::objects::{Node, Volume};
 use stor_api::size;
 
+use super::history;
 use crate::catalogue::command::Purpose;
 use crate::catalogue::row;
 use crate::observed::Observations;
@@ -33,6 +34,10 @@ pub struct Facts<'a> {
     pub volumes: &'a [Volume],
     /// What satellites report.
     pub seen: &'a Observations,
+    /// Nodes as they are stored.
+    pub node_rows: &'a [row::Node],
+    /// Which history of the catalogue it is.
+    pub history: Option<row::History>,
 }
 
 /// The cluster on one screen.
@@ -41,7 +46,7 @@ pub fn status(facts: Facts<'_>) -> Status {
     checks.extend(nodes(facts.nodes));
     checks.extend(pools(facts.pools));
     checks.extend(volumes(facts.volumes));
-    checks.extend(behind(facts.rows, facts.seen));
+    checks.extend(history::checks(&facts));
     checks.sort_by(|a, b| {
         b.severity
             .cmp(&a.severity)
@@ -69,7 +74,7 @@ pub fn status(facts: Facts<'_>) -> Status {
     }
 }
 
-fn check(code: &str, severity: Severity, message: String, object: String, remedy: &str) -> Check {
+pub(super) fn check(code: &str, severity: Severity, message: String, object: String, remedy: &str) -> Check {
     Check {
         code: code.into(),
         severity,
@@ -196,7 +201,10 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
                 "can't be served",
                 "bring back a node that holds an in-sync replica",
             )),
-            VolumeState::Creating | VolumeState::Healthy | VolumeState::Deleting => None,
+            VolumeState::Creating
+            | VolumeState::Healthy
+            | VolumeState::CatalogueBehind
+            | VolumeState::Deleting => None,
         };
         if let Some((code, severity, what, remedy)) = found {
             let message = format!("volume {} {what}: {}", volume.name, volume.reason);
@@ -220,25 +228,6 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
         }
     }
     checks
-}
-
-/// See [`Observations::ahead_of`].
-fn behind(rows: &[row::Volume], seen: &Observations) -> Vec<Check> {
-    rows.iter()
-        .filter_map(|row| {
-            let (node, stored) = seen.ahead_of(&row.row)?;
-            Some(check(
-                "CATALOGUE_BEHIND",
-                Severity::Error,
-                format!(
-                    "the replica of volume {} on {node} is at view {stored}, the catalogue at {}",
-                    row.name, row.row.view
-                ),
-                format!("volume/{}", row.name),
-                "the catalogue is older than the data, and the volume can't be attached: restore a newer backup of it",
-            ))
-        })
-        .collect()
 }
 
 fn count_nodes(nodes: &[Node]) -> StatusNodes {
@@ -285,6 +274,7 @@ fn count_volumes(volumes: &[Volume]) -> BTreeMap<String, u64> {
             VolumeState::Degraded => "degraded",
             VolumeState::Suspended => "suspended",
             VolumeState::Failed => "failed",
+            VolumeState::CatalogueBehind => "catalogue-behind",
             VolumeState::Deleting => "deleting",
         };
         *counts.entry(word.to_owned()).or_insert(0) += 1;

@@ -2,6 +2,7 @@
 //! observations in, objects out.
 
 mod health;
+mod history;
 mod node;
 #[cfg(test)]
 mod tests;

@@ -69,6 +69,7 @@ fn volume() -> row::Volume {
             purpose: Purpose::User,
             detaching: false,
         }),
+        doubt: false,
     }
 }
 
@@ -384,6 +385,8 @@ fn status(row: &row::Volume, seen: &Observations, controllers: Vec<Controller>) 
         rows: std::slice::from_ref(row),
         volumes: &[super::volume(row, seen)],
         seen,
+        node_rows: &[],
+        history: None,
     })
 }
 

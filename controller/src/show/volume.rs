@@ -5,6 +5,7 @@ use stor_proto::satellite::{EngineState, EngineStatus, ReplicaState as Reported,
 use stor_replication::catalogue::MemberState;
 use stor_replication::ids::ReplicaId;
 
+use crate::behind;
 use crate::catalogue::command::Purpose;
 use crate::catalogue::row;
 use crate::observed::{LOST_AFTER, Observations};
@@ -106,7 +107,7 @@ fn failure(report: &ReplicaStatus) -> Option<String> {
         Reported::Failed if report.error.is_empty() => Some("its node reports a failure".into()),
         Reported::Failed => Some(report.error.clone()),
         Reported::Missing => Some("its files are missing".into()),
-        Reported::Unspecified | Reported::Ready | Reported::Deleted => None,
+        Reported::Unspecified | Reported::Ready | Reported::Deleted | Reported::Found => None,
     }
 }
 
@@ -128,6 +129,7 @@ pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observation
         nodes.join("; ")
     };
     match row.phase {
+        row::VolumePhase::Creating if row.doubt => {}
         row::VolumePhase::Creating => {
             let failed = replicas
                 .iter()
@@ -152,6 +154,10 @@ pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observation
         }
         row::VolumePhase::Available => {}
     }
+    let behind = behind::in_short(row, seen);
+    if let Some(reason) = behind.clone().filter(|_| row.doubt) {
+        return (VolumeState::CatalogueBehind, reason);
+    }
     if let Some(engine) = engine(row, seen) {
         match engine.state() {
             EngineState::Failed => return (VolumeState::Failed, engine.reason.clone()),
@@ -162,6 +168,9 @@ pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observation
             | EngineState::Fenced
             | EngineState::Stopping => {}
         }
+    }
+    if let Some(reason) = behind {
+        return (VolumeState::CatalogueBehind, reason);
     }
     if !replicas
         .iter()

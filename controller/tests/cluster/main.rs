@@ -3,12 +3,16 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    clippy::panic
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout
 )]
 
+mod anywhere;
 mod api;
 mod controllers;
 mod failover;
+mod restored;
 mod satellite;
 mod sessions;
 mod volumes;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use stor_proto::satellite::satellites_client::SatellitesClient;
 use stor_proto::satellite::{
     Answer, ChangeView, Desired, Detach, Disk, EngineState, EngineStatus, FromController, FromSatellite,
-    Hello, PoolStatus, ReplicaState, ReplicaStatus, Request, Status, TransportProbe, change_view,
+    Hello, PoolStatus, ReplicaState, ReplicaStatus, Request, Status, Stored, TransportProbe, change_view,
     from_controller, from_satellite, request,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +28,10 @@ pub(crate) struct Inside {
     pub(crate) refused: Option<tonic::Status>,
     /// The view replicas say they have stored.
     pub(crate) stored_epoch: u64,
+    /// What the node holds that it was not asked for, and what it says of replicas instead of what it was asked.
+    pub(crate) holds: Vec<ReplicaStatus>,
+    /// Not all pools could be looked through.
+    pub(crate) unsearched: bool,
     /// Replicas are not made while this is set.
     pub(crate) lazy: bool,
     /// Engines serve only while this is not set.
@@ -188,8 +192,11 @@ fn status(inside: &Mutex<Inside>) -> (Status, Vec<Request>) {
             size_bytes: GIB,
             ..Disk::default()
         }],
+        history: desired.history.clone(),
+        searched: desired.keep && !inside.unsearched,
         ..Status::default()
     };
+    status.replicas.extend(inside.holds.iter().cloned());
     for pool in &desired.pools {
         status.pools.push(PoolStatus {
             name: pool.name.clone(),
@@ -205,12 +212,24 @@ fn status(inside: &Mutex<Inside>) -> (Status, Vec<Request>) {
             (false, true) => continue,
             (false, false) => ReplicaState::Ready,
         };
+        let same =
+            |held: &&ReplicaStatus| (&held.volume_id, held.replica) == (&replica.volume_id, replica.replica);
+        if inside.holds.iter().any(|held| same(&held)) {
+            continue;
+        }
         status.replicas.push(ReplicaStatus {
             volume_id: replica.volume_id.clone(),
             replica: replica.replica,
             state: state.into(),
             allocated_bytes: 4096,
             stored_epoch: inside.stored_epoch,
+            stored: desired.keep.then(|| Stored {
+                fence_epoch: inside.stored_epoch,
+                size_bytes: replica.size_bytes,
+                lineage: replica.lineage.clone(),
+                in_sync: vec![0, 1],
+                pool: replica.pool.clone(),
+            }),
             ..ReplicaStatus::default()
         });
     }

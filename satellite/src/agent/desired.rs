@@ -13,8 +13,9 @@
 //! 64  the message: proto.Desired
 //! ```
 //!
-//! Revisions only rise. One that is lower than what this node has seen comes from a catalogue that was
-//! restored from a backup. Such a catalogue does not know what happened after the backup, so that nothing
+//! A catalogue restored from a backup names another history; what it does not mention stays then, as told in
+//! [`super::kept`]. Within a history, revisions only rise. One that is lower than what this node has seen comes from
+//! a controller whose files were put back behind the cluster's back. Such a catalogue does not know what happened after the backup, so that nothing
 //! is taken away on its word: it can add and change, but what it does not mention stays, and what it
 //! wants deleted or stopped stays as well, until its revisions have passed those seen here.
 
@@ -30,6 +31,7 @@ use stor_right::{Keyring, PublicKey, TrustedKey};
 use thiserror::Error;
 
 use super::durable::{self, ReplaceError};
+use super::kept;
 use super::row::{self, RowError, Volume};
 use crate::pool::PoolSpec;
 
@@ -51,6 +53,10 @@ pub struct Desired {
     pub engines: BTreeMap<VolumeId, WantedEngine>,
     /// What replicas check rights with.
     pub keys: Keyring,
+    /// Of the catalogue: revisions of different ones can't be compared.
+    pub history: String,
+    /// The catalogue was restored or doubts some of its rows: it is told all that is in the pools.
+    pub keep: bool,
 }
 
 /// A replica the node should hold, or have no more.
@@ -112,6 +118,8 @@ impl TryFrom<proto::Desired> for Desired {
     fn try_from(from: proto::Desired) -> Result<Self, RowError> {
         let mut desired = Self {
             revision: from.revision,
+            history: from.history,
+            keep: from.keep,
             ..Self::default()
         };
         for pool in from.pools {
@@ -303,20 +311,44 @@ impl Store {
     ) -> Result<Accepted, E> {
         // Before anything else: a message that cannot be read changes nothing.
         let plain = Desired::try_from(message.clone()).map_err(StoreError::from)?;
-        let behind = message.revision < self.highest;
-        let (message, desired) = match &self.message {
-            Some(current) if behind => {
-                let merged = merge_older(current, message);
-                let desired = Desired::try_from(merged.clone()).map_err(StoreError::from)?;
-                (merged, desired)
+        let other = self.is_other_history(&message);
+        let behind = !other && message.revision < self.highest;
+        let message = match &self.message {
+            Some(current) if behind => proto::Desired {
+                kept: current.kept.clone(),
+                ..merge_older(current, message)
+            },
+            Some(current) if other => proto::Desired {
+                kept: Some(Box::new(kept::begin(&kept::merged(current), &message))),
+                ..message
+            },
+            Some(current) if message.keep => {
+                let mut left = current.kept.clone();
+                if let Some(left) = &mut left {
+                    kept::thin(left, &message);
+                }
+                proto::Desired {
+                    kept: left,
+                    ..message
+                }
             }
-            _ => (message, plain),
+            // It knows all: what it does not mention is wanted no more.
+            _ => message,
+        };
+        let desired = if message.kept.is_none() && !behind {
+            plain
+        } else {
+            Desired::try_from(kept::merged(&message)).map_err(StoreError::from)?
         };
         let accepted = Accepted {
             behind,
-            doubtful: self.doubtful(&desired, behind),
+            doubtful: self.doubtful(&desired, behind || other),
         };
-        let highest = self.highest.max(message.revision);
+        let highest = if other {
+            message.revision
+        } else {
+            self.highest.max(message.revision)
+        };
         if self.message.as_ref() != Some(&message) || highest != self.highest {
             before_save(&accepted)?;
             durable::replace(&self.path, &encode(highest, &message)).map_err(StoreError::from)?;
@@ -325,6 +357,12 @@ impl Store {
         self.message = Some(message);
         self.desired = Some(desired);
         Ok(accepted)
+    }
+
+    /// A controller speaks for another history than the last one did.
+    fn is_other_history(&self, message: &proto::Desired) -> bool {
+        let before = self.message.as_ref().map_or("", |known| known.history.as_str());
+        !before.is_empty() && !message.history.is_empty() && before != message.history
     }
 
     fn doubtful(&self, desired: &Desired, behind: bool) -> Vec<(VolumeId, Epoch)> {
@@ -397,7 +435,8 @@ fn decode(bytes: &[u8]) -> Result<(u64, proto::Desired, Desired), Undecodable> {
         return Err(Damaged("its length is wrong"));
     }
     let message = proto::Desired::decode(message).map_err(|_| Damaged("its message cannot be read"))?;
-    let desired = Desired::try_from(message.clone()).map_err(|_| Damaged("its message makes no sense"))?;
+    let desired =
+        Desired::try_from(kept::merged(&message)).map_err(|_| Damaged("its message makes no sense"))?;
     Ok((field(16).unwrap_or(0), message, desired))
 }
 

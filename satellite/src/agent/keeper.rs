@@ -1,12 +1,13 @@
 //! One pool and the work in it. Blocks on the disk: it runs on threads made for that, one job at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use stor_replication::disk::Superblock;
 use stor_replication::ids::{CacheId, ReplicaId, VolumeId};
 use uuid::Uuid;
 
 use crate::pool::probe::Snapshots;
-use crate::pool::replica::{ReplicaFiles, finish_deletions};
+use crate::pool::replica::{self, ReplicaFiles, finish_deletions};
 use crate::pool::{Opener, Pool, PoolError, PoolSpec, Usage};
 
 type Key = (VolumeId, ReplicaId);
@@ -47,6 +48,9 @@ pub struct PoolReport {
     /// What was done, or why not.
     pub replicas: BTreeMap<Key, Result<Worked, String>>,
 }
+
+/// What was found in a pool beside what is known: what each replica says of itself, or why it can't be read.
+pub type Search = BTreeMap<Key, Result<Superblock, String>>;
 
 /// Holds a pool open between jobs.
 #[derive(Debug, Default)]
@@ -116,6 +120,24 @@ impl Keeper {
         };
         self.pool = Some(pool);
         Ok(report)
+    }
+
+    /// Looks for replicas that are not in `known`. `None`: the pool is not open, or could not be read.
+    pub fn search(&self, known: &BTreeSet<Key>) -> Option<Search> {
+        let pool = self.pool.as_ref()?;
+        let all = match replica::list(pool.path()) {
+            Ok(all) => all,
+            Err(error) => {
+                tracing::warn!(path = %pool.path().display(), %error, "the pool could not be searched");
+                return None;
+            }
+        };
+        let unknown = all.into_iter().filter(|key| !known.contains(key));
+        Some(
+            unknown
+                .map(|key| (key, replica::superblock(pool.path(), key.0, key.1)))
+                .collect(),
+        )
     }
 
     /// Gives the directory back.

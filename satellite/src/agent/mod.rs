@@ -9,7 +9,9 @@ pub mod ask;
 pub mod desired;
 pub mod dial;
 pub mod durable;
+pub mod history;
 pub mod keeper;
+mod kept;
 pub mod known;
 mod node;
 pub mod row;
@@ -28,6 +30,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use self::desired::{Store, StoreError};
 use self::dial::Dialer;
+use self::history::{Pin, PinError};
 use self::known::{Known, KnownError};
 use self::node::Node;
 use self::session::{Ends, PROTOCOL, Session};
@@ -82,6 +85,9 @@ pub enum AgentError {
     /// See [`KnownError`].
     #[error(transparent)]
     Known(#[from] KnownError),
+    /// See [`PinError`].
+    #[error(transparent)]
+    History(#[from] PinError),
     /// See [`StartError`].
     #[error(transparent)]
     Server(#[from] StartError),
@@ -109,6 +115,7 @@ pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> R
     let paths = state.paths().clone();
     let store = Store::load(&paths.desired())?;
     let known = Known::load(&paths.known())?;
+    let pin = Pin::load(&paths.history())?;
     let boot_id = stor_device::clock::boot_id().map_err(AgentError::BootId)?;
     let server = options.data_listen.map(Server::start).transpose()?;
     if let Some(server) = &server {
@@ -153,7 +160,8 @@ pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> R
             asks,
             desired,
         },
-    );
+    )
+    .pinned(pin);
     tracing::info!(
         node = options.node,
         version = env!("CARGO_PKG_VERSION"),

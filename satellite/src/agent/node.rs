@@ -219,6 +219,12 @@ impl Node {
             replicas: self.storage.replicas(),
             engines: self.volumes.status(),
             disks: self.disks.iter().map(disk_message).collect(),
+            history: self
+                .store
+                .desired()
+                .map(|desired| desired.history.clone())
+                .unwrap_or_default(),
+            searched: self.storage.is_searched(),
         };
         let known = self.status.borrow().clone();
         let news = known

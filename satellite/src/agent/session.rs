@@ -22,6 +22,7 @@ use tonic::{Code, Streaming};
 
 use super::ask::{Ask, Question, Reply};
 use super::dial::Dialer;
+use super::history::{Pin, PinError};
 use super::row::Volume;
 
 /// TCP connect; on a LAN it takes a millisecond.
@@ -71,6 +72,8 @@ enum SessionError {
     Ended,
     #[error("it began with something else than Welcome")]
     NoWelcome,
+    #[error("{0}")]
+    History(PinError),
     #[error("the agent ends")]
     AgentEnds,
 }
@@ -115,6 +118,7 @@ pub struct Session {
     open: BTreeMap<u64, Open>,
     next_id: u64,
     said: String,
+    pin: Option<Pin>,
 }
 
 #[derive(Debug)]
@@ -147,7 +151,15 @@ impl Session {
             open: BTreeMap::new(),
             next_id: 1,
             said: String::new(),
+            pin: None,
         }
+    }
+
+    /// Follows one history of the catalogue only.
+    #[must_use]
+    pub fn pinned(mut self, pin: Pin) -> Self {
+        self.pin = Some(pin);
+        self
     }
 
     /// Dials until the agent ends. Cancel-safe: what was asked and not answered is lost with the asker.
@@ -204,6 +216,11 @@ impl Session {
         let Some(FromController::Welcome(welcome)) = first.kind else {
             return Err(SessionError::NoWelcome);
         };
+        // Before anything is told or asked: these may be controllers of a catalogue that was given up.
+        if let Some(pin) = &mut self.pin {
+            pin.admit(&welcome.history, welcome.generation)
+                .map_err(SessionError::History)?;
+        }
         self.dialer.welcomed(welcome.controllers);
         let heartbeat = welcome.heartbeat_ms.clamp(*HEARTBEAT.start(), *HEARTBEAT.end());
         Ok(Connection {

@@ -165,6 +165,11 @@ impl Paths {
         self.root.join("controllers.json")
     }
 
+    /// Which history of the catalogue this node follows.
+    pub fn history(&self) -> PathBuf {
+        self.known().with_file_name("history.json")
+    }
+
     /// Pools and replicas this node has had.
     pub fn known(&self) -> PathBuf {
         self.root.join("known.json")

@@ -9,16 +9,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use stor_proto::satellite as proto;
+use stor_replication::disk::Superblock;
 use stor_replication::ids::{ReplicaId, VolumeId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::desired::{Desired, WantedReplica, Wish};
-use super::keeper::{Keeper, PoolReport, Work};
+use super::keeper::{Keeper, PoolReport, Search, Work};
 use super::known::{Known, KnownChange, KnownError, KnownPool};
 use crate::pool::replica::ReplicaFiles;
 use crate::pool::{Opener, PoolSpec};
-use crate::replicas::{ReplicaReport, ReplicaSpec, ReplicaState, Server};
+use crate::replicas::{About, ReplicaReport, ReplicaSpec, ReplicaState, Server};
 
 /// Between looks at the fill of a pool.
 const LOOK: Duration = Duration::from_secs(5);
@@ -38,7 +39,7 @@ pub struct Done {
 
 #[derive(Debug)]
 enum Outcome {
-    Looked(Result<PoolReport, String>),
+    Looked(Result<PoolReport, String>, Option<Search>),
     /// The pool was given back.
     Retired,
 }
@@ -53,6 +54,8 @@ struct Slot {
     again: bool,
     leaving: bool,
     last: Option<Result<PoolReport, String>>,
+    /// What is in it that nobody asked for; while that is wanted to be known, and once it was looked for.
+    search: Option<Search>,
 }
 
 /// See the head of this file.
@@ -96,6 +99,9 @@ impl Storage {
 
     /// Begins to make it so.
     pub fn set(&mut self, desired: &Desired) {
+        if !desired.keep || desired.history != self.desired.history {
+            self.pools.values_mut().for_each(|slot| slot.search = None);
+        }
         self.desired = desired.clone();
         if let Some(server) = &self.server {
             server.trust(desired.keys.clone());
@@ -168,12 +174,18 @@ impl Storage {
         };
         let (spec, pool, leaving) = (slot.spec.clone(), name.to_owned(), slot.leaving);
         let (boot, done) = (self.boot.clone(), self.done.clone());
+        let known: Option<BTreeSet<Key>> = self
+            .desired
+            .keep
+            .then(|| self.desired.replicas.keys().copied().collect());
         tokio::task::spawn_blocking(move || {
             let outcome = if leaving {
                 keeper.retire();
                 Outcome::Retired
             } else {
-                Outcome::Looked(keeper.look(&spec, &boot, &opener, &work))
+                let looked = keeper.look(&spec, &boot, &opener, &work);
+                let search = known.and_then(|known| keeper.search(&known));
+                Outcome::Looked(looked, search)
             };
             // The agent ends when nobody listens.
             drop(done.blocking_send(Done {
@@ -221,7 +233,10 @@ impl Storage {
                 self.start(&done.pool);
                 return Ok(());
             }
-            Outcome::Looked(report) => report,
+            Outcome::Looked(report, search) => {
+                slot.search = search.filter(|_| self.desired.keep);
+                report
+            }
         };
         if let Err(error) = &report
             && slot.last.as_ref().and_then(|last| last.as_ref().err()) != Some(error)
@@ -411,11 +426,32 @@ impl Storage {
             .iter()
             .map(|report| ((report.volume, report.replica), report))
             .collect();
-        self.desired
+        let asked = self
+            .desired
             .replicas
             .iter()
-            .filter_map(|(key, wanted)| self.replica(*key, wanted, reports.get(key).copied()))
-            .collect()
+            .filter_map(|(key, wanted)| self.replica(*key, wanted, reports.get(key).copied()));
+        asked.chain(self.found()).collect()
+    }
+
+    /// Replicas in the pools that nobody asked for.
+    fn found(&self) -> impl Iterator<Item = proto::ReplicaStatus> + '_ {
+        let searched = self
+            .pools
+            .iter()
+            .filter_map(|(name, slot)| Some((name, slot.search.as_ref()?)));
+        searched.flat_map(|(name, search)| {
+            search
+                .iter()
+                .filter(|(key, _)| !self.desired.replicas.contains_key(key))
+                .map(|(key, superblock)| found(*key, name, superblock))
+        })
+    }
+
+    /// Whether every pool was looked through for replicas that nobody asked for.
+    pub fn is_searched(&self) -> bool {
+        let whole = |slot: &Slot| slot.search.is_some() && matches!(slot.last, Some(Ok(_)));
+        self.desired.keep && self.pools.values().all(|slot| slot.leaving || whole(slot))
     }
 
     fn replica(
@@ -433,6 +469,8 @@ impl Storage {
         if let Some(report) = report {
             status.stored_epoch = report.stored.epoch.0;
             status.stored_config = report.stored.config.0;
+            let about = report.about.as_ref().filter(|_| self.desired.keep);
+            status.stored = about.map(|about| told(about, &wanted.pool));
         }
         let looked = self.pools.get(&wanted.pool).and_then(|slot| slot.last.as_ref());
         let work = looked.and_then(|looked| looked.as_ref().ok()?.replicas.get(&key)?.as_ref().ok());
@@ -470,6 +508,37 @@ impl Storage {
     }
 }
 
+fn told(about: &About, pool: &str) -> proto::Stored {
+    proto::Stored {
+        fence_epoch: about.fence.0,
+        size_bytes: about.size,
+        lineage: about.lineage.to_string(),
+        in_sync: about.in_sync.iter().map(|replica| replica.0).collect(),
+        pool: pool.to_owned(),
+    }
+}
+
+fn found(key: Key, pool: &str, superblock: &Result<Superblock, String>) -> proto::ReplicaStatus {
+    let mut status = proto::ReplicaStatus {
+        volume_id: key.0.to_string(),
+        replica: key.1.0,
+        ..Default::default()
+    };
+    match superblock {
+        Ok(superblock) => {
+            status.state = proto::ReplicaState::Found.into();
+            status.stored_epoch = superblock.view.epoch.0;
+            status.stored_config = superblock.view.config.0;
+            status.stored = Some(told(&superblock.into(), pool));
+        }
+        Err(error) => {
+            status.state = proto::ReplicaState::Failed.into();
+            status.error.clone_from(error);
+        }
+    }
+    status
+}
+
 impl Slot {
     fn new(spec: PoolSpec) -> Self {
         Self {
@@ -479,6 +548,7 @@ impl Slot {
             again: false,
             leaving: false,
             last: None,
+            search: None,
         }
     }
 }

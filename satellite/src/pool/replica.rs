@@ -13,10 +13,11 @@
 //! opened, so that a crash in the middle never leaves half a replica that looks whole.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use stor_replication::disk::{PAGE, Superblock, decode_superblock};
 use stor_replication::ids::{ReplicaId, VolumeId};
 use thiserror::Error;
 use uuid::Uuid;
@@ -155,18 +156,45 @@ pub fn finish_deletions(pool: &Path) -> Result<usize, FilesError> {
 }
 
 fn tombstone_of(directory: &Path, name: &std::ffi::OsStr) -> Option<(VolumeId, ReplicaId)> {
+    numbered(directory, name, concat!(".meta", ".deleted"))
+}
+
+/// The replica that a file in a volume's directory is of, by its name.
+fn numbered(directory: &Path, name: &std::ffi::OsStr, end: &str) -> Option<(VolumeId, ReplicaId)> {
     let volume = VolumeId(Uuid::parse_str(directory.file_name()?.to_str()?).ok()?);
-    let number = name
-        .to_str()?
-        .strip_prefix('r')?
-        .strip_suffix(TOMBSTONE)?
-        .strip_suffix(".meta")?;
+    let number = name.to_str()?.strip_prefix('r')?.strip_suffix(end)?;
     Some((volume, ReplicaId(number.parse().ok()?)))
 }
 
 /// Whether any volume's directory is in the pool.
 pub fn has_volumes(pool: &Path) -> Result<bool, FilesError> {
     Ok(!volume_directories(pool)?.is_empty())
+}
+
+/// Every replica whose metadata is in the pool.
+pub fn list(pool: &Path) -> Result<Vec<(VolumeId, ReplicaId)>, FilesError> {
+    let mut found = Vec::new();
+    for directory in volume_directories(pool)? {
+        let entries = fs::read_dir(&directory).map_err(|error| FilesError::new("list", &directory, error))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| FilesError::new("list", &directory, error))?;
+            found.extend(numbered(&directory, &entry.file_name(), ".meta"));
+        }
+    }
+    Ok(found)
+}
+
+/// Reads what a replica that is not served says of itself. Nothing is written or locked.
+pub fn superblock(pool: &Path, volume: VolumeId, replica: ReplicaId) -> Result<Superblock, String> {
+    let path = ReplicaFiles::of(pool, volume, replica).meta;
+    let told = |error: io::Error| format!("cannot read {}: {error}", path.display());
+    let mut bytes = Vec::with_capacity(2 * PAGE);
+    let file = File::open(&path).map_err(told)?;
+    file.take(2 * PAGE as u64).read_to_end(&mut bytes).map_err(told)?;
+    let (first, second) = bytes.split_at_checked(PAGE).unwrap_or((&bytes, &[]));
+    decode_superblock(first, second, volume, replica)
+        .map(|(_, superblock)| superblock)
+        .map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn volume_directories(pool: &Path) -> Result<Vec<PathBuf>, FilesError> {

@@ -19,7 +19,8 @@ use stor_device::{ReactorError, Waker};
 use thiserror::Error;
 
 pub(crate) use pre_sync::paths_of as pre_sync_files;
-use stor_replication::ids::{CacheId, Lineage, ReplicaId, View, VolumeId};
+use stor_replication::disk::Superblock;
+use stor_replication::ids::{CacheId, Epoch, Lineage, ReplicaId, View, VolumeId};
 use stor_right::Keyring;
 
 /// A replica to serve.
@@ -68,6 +69,32 @@ pub struct ReplicaReport {
     pub state: ReplicaState,
     /// View stored in its superblock.
     pub stored: View,
+    /// What else it says of itself, while it is served.
+    pub about: Option<About>,
+}
+
+/// What a replica's superblock says of it, beside the view.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct About {
+    /// Engines of older epochs are refused.
+    pub fence: Epoch,
+    /// Bytes.
+    pub size: u64,
+    /// History of its data.
+    pub lineage: Lineage,
+    /// In-sync set of the view; empty: it is no member of any.
+    pub in_sync: Vec<ReplicaId>,
+}
+
+impl From<&Superblock> for About {
+    fn from(superblock: &Superblock) -> Self {
+        Self {
+            fence: superblock.fence,
+            size: superblock.size,
+            lineage: superblock.lineage,
+            in_sync: superblock.in_sync.clone(),
+        }
+    }
 }
 
 /// Why the server could not be started.

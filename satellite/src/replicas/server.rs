@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use stor_device::{BufPool, Choice, Completion, Fd, Outcome, Reactor, ReactorError, Waker, clock};
 use stor_replication::body::Body;
-use stor_replication::ids::{ConnId, ReplicaId, View, VolumeId};
+use stor_replication::ids::{ConnId, Epoch, ReplicaId, View, VolumeId};
 use stor_replication::replica::Event;
 use stor_replication::right::RightRefusal;
 use stor_replication::time::Time;
@@ -23,7 +23,7 @@ use super::errands::{Errand, says_full};
 use super::gate::Gate;
 use super::open::{self, Files, OpenError};
 use super::serve::{Asked, Served, Tokens, Work};
-use super::{ReplicaReport, ReplicaSpec, ReplicaState, Shared};
+use super::{About, ReplicaReport, ReplicaSpec, ReplicaState, Shared};
 use crate::channel::Channel;
 use crate::data::Data;
 
@@ -601,28 +601,36 @@ pub(super) fn pool_of(spec: &ReplicaSpec) -> PathBuf {
 }
 
 fn report(key: Key, slot: &Slot) -> ReplicaReport {
-    let (state, stored) = match slot {
-        Slot::Making => (ReplicaState::Opening, View::default()),
+    let (state, superblock) = match slot {
+        Slot::Making => (ReplicaState::Opening, None),
         Slot::Served(served) => (
             if served.core().superblock().failed {
                 ReplicaState::Failed("its disk failed a write or a flush; see the satellite's log".to_owned())
             } else {
                 ReplicaState::Ready
             },
-            stored(served).0,
+            Some(served.core().superblock()),
         ),
-        Slot::Failed { state, .. } => (state.clone(), View::default()),
+        Slot::Failed { state, .. } => (state.clone(), None),
     };
     ReplicaReport {
         volume: key.0,
         replica: key.1,
         state,
-        stored,
+        stored: superblock.map_or(View::default(), |superblock| superblock.view),
+        about: superblock.map(About::from),
     }
 }
 
-fn stored(served: &Served) -> (View, bool) {
-    (served.core().superblock().view, served.core().superblock().failed)
+/// What of a report can change by a step; without what would have to be copied.
+fn stored(served: &Served) -> (View, Epoch, usize, bool) {
+    let superblock = served.core().superblock();
+    (
+        superblock.view,
+        superblock.fence,
+        superblock.in_sync.len(),
+        superblock.failed,
+    )
 }
 
 fn now() -> Time {

@@ -70,6 +70,7 @@ impl Visit {
         self.say(FromController::Welcome(proto::Welcome {
             controllers,
             heartbeat_ms,
+            ..Default::default()
         }))
         .await;
         hello

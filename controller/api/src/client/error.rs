@@ -73,6 +73,15 @@ pub struct Tried {
 }
 
 impl Tried {
+    pub(super) fn silent(url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            outcome: "no answer in time".to_owned(),
+            refused: false,
+            slow: true,
+        }
+    }
+
     pub(super) fn failed(url: &str, error: &reqwest::Error) -> Self {
         let refused = error.is_connect() && !error.is_timeout();
         Self {

@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use reqwest::Method;
 use serde::Serialize;
 
-use crate::objects::{AttachmentSpec, ClassSpec, NodeChange, NodeSpec, PoolChange, PoolSpec, VolumeSpec};
+use crate::objects::{
+    AttachmentSpec, ClassSpec, NodeChange, NodeSpec, PoolChange, PoolSpec, VolumeAdoption, VolumeSpec,
+};
 
 /// A change somebody wants.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,11 @@ pub enum Wish<'a> {
     CreateVolume(&'a VolumeSpec),
     /// Delete a volume.
     DeleteVolume { name: &'a str, force: bool },
+    /// Make the catalogue say of a volume what its replicas say.
+    AdoptVolume {
+        name: &'a str,
+        adoption: &'a VolumeAdoption,
+    },
     /// Attach a volume to a node.
     Attach {
         volume: &'a str,
@@ -98,6 +105,12 @@ impl Wish<'_> {
             Self::DeleteVolume { name, force } => {
                 (Method::DELETE, format!("volumes/{}", segment(name)), None, *force)
             }
+            Self::AdoptVolume { name, adoption } => (
+                Method::POST,
+                format!("volumes/{}/adopt", segment(name)),
+                body(adoption),
+                false,
+            ),
             Self::Attach { volume, spec } => (
                 Method::POST,
                 format!("volumes/{}/attachments", segment(volume)),

@@ -15,5 +15,6 @@ mod members;
 mod pairs;
 mod refusals;
 mod restart;
+mod restored;
 mod schema;
 mod snapshots;

@@ -1,11 +1,14 @@
 //! Applies a command: load the rows it touches, decide, write. Every refusal comes before the first write,
 //! which is also what makes [`check`] (a dry run) possible: it stops where writing would begin.
 
+mod history;
 mod node;
 mod pool;
 mod signer;
 mod view;
 mod volume;
+
+pub use history::is_above;
 
 use sqlx::SqliteConnection;
 use stor_replication::ids::VolumeId;
@@ -116,7 +119,7 @@ impl Apply<'_> {
             Action::CreateClass(wish) => self.create_class(wish).await,
             Action::DeleteClass { name, expect } => self.delete_class(name, *expect).await,
             Action::CreateVolume(new) => self.create_volume(new).await,
-            Action::DeleteVolume { name, expect } => self.delete_volume(name, *expect).await,
+            Action::DeleteVolume { name, expect, gone } => self.delete_volume(name, *expect, *gone).await,
             Action::ReplicasObserved { node, ready, gone } => self.replicas_observed(node, ready, gone).await,
             Action::ChangeView {
                 volume,
@@ -129,6 +132,11 @@ impl Apply<'_> {
                 expect,
                 force,
             } => self.detach(*volume, *expect, *force).await,
+            Action::BeginHistory(new) => self.begin_history(new).await,
+            Action::DoubtVolumes { seen } => self.doubt_volumes(seen).await,
+            Action::TrustVolumes { volumes } => self.trust_volumes(volumes).await,
+            Action::SettleHistory { history } => self.settle_history(*history).await,
+            Action::AdoptVolume(adoption) => self.adopt_volume(adoption).await,
         }
     }
 

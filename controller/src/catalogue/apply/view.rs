@@ -20,7 +20,7 @@ fn refused(volume: &Volume, refusal: Refusal) -> Refused {
 
 impl Apply<'_> {
     pub(super) async fn change_view(&mut self, id: VolumeId, change: &Change, caller: &str) -> Done {
-        let volume = self.need_volume(id).await?;
+        let volume = self.need_known(id).await?;
         if let Change::Attach { .. } = change {
             let object = Object::new(Kind::Volume, &volume.name);
             return Err(Refused::State {
@@ -46,7 +46,7 @@ impl Apply<'_> {
     }
 
     pub(super) async fn attach(&mut self, attach: &Attach) -> Done {
-        let volume = self.need_volume(attach.volume).await?;
+        let volume = self.need_known(attach.volume).await?;
         let object = Object::new(Kind::Volume, &volume.name);
         match volume.phase {
             VolumePhase::Available => {}
@@ -114,7 +114,7 @@ impl Apply<'_> {
     }
 
     pub(super) async fn detach(&mut self, id: VolumeId, expect: Epoch, force: bool) -> Done {
-        let volume = self.need_volume(id).await?;
+        let volume = self.need_known(id).await?;
         if volume.row.owner.is_none() {
             return Ok(Outcome::Unchanged);
         }

@@ -3,6 +3,7 @@
 use stor_replication::catalogue::{Change, decide};
 use stor_replication::ids::{ReplicaId, VolumeId};
 
+use super::history::known;
 use super::{Apply, Done, Weight, expect_revision, json};
 use crate::catalogue::command::{NewVolume, Placement, Purpose};
 use crate::catalogue::load::{self, integer};
@@ -99,7 +100,7 @@ impl Apply<'_> {
         Ok(())
     }
 
-    pub(super) async fn delete_volume(&mut self, name: &str, expect: Option<u64>) -> Done {
+    pub(super) async fn delete_volume(&mut self, name: &str, expect: Option<u64>, gone: bool) -> Done {
         let object = Object::new(Kind::Volume, name);
         let Some(volume) = load::volume_named(self.conn, name).await? else {
             return Err(Refused::NoSuch { object }.into());
@@ -108,10 +109,15 @@ impl Apply<'_> {
             return Ok(Outcome::Unchanged);
         }
         expect_revision(&object, expect, volume.row.revision)?;
-        let healing = volume
-            .attachment
-            .as_ref()
-            .is_some_and(|a| a.purpose == Purpose::Healing);
+        if !gone {
+            known(&volume)?;
+        }
+        // Where nothing is left, nobody uses it either.
+        let healing = gone
+            || volume
+                .attachment
+                .as_ref()
+                .is_some_and(|a| a.purpose == Purpose::Healing);
         if let Some(node) = &volume.row.owner
             && !healing
         {
@@ -124,7 +130,7 @@ impl Apply<'_> {
         if self.dry {
             return Ok(Outcome::Changed);
         }
-        if healing {
+        if healing && volume.row.owner.is_some() {
             let change = Change::Detach {
                 expect: volume.row.view.epoch,
                 clean: false,
@@ -153,7 +159,7 @@ impl Apply<'_> {
         Ok(Outcome::Changed)
     }
 
-    async fn set_phase(&mut self, volume: VolumeId, phase: VolumePhase) -> Done<()> {
+    pub(super) async fn set_phase(&mut self, volume: VolumeId, phase: VolumePhase) -> Done<()> {
         sqlx::query(sql::UPDATE_VOLUME_PHASE)
             .bind(phase.word())
             .bind(integer(self.index))

@@ -38,6 +38,14 @@ pub(super) fn status(task: &VolumeTask) -> Option<proto::EngineStatus> {
         },
         syncing: report.map(syncing).unwrap_or_default(),
         counters: report.map(counters),
+        transport: match transport {
+            Some(TransportKind::Fuse) => "fuse",
+            Some(TransportKind::Socket) => "socket",
+            Some(TransportKind::None) => "none",
+            None => "",
+        }
+        .to_owned(),
+        read_only: task.engine.as_ref().is_some_and(|engine| engine.read_only),
     })
 }
 
