@@ -201,7 +201,10 @@ impl<P: Clone> Engine<P> {
             Status::NotAuthorised => {
                 self.turned_away(now, replica, RightRefusal::from_code(header.length), out);
             }
-            Status::MediaError => self.read_failed(now, replica, &sent, out),
+            // To anything else it is no answer: the replica is refused like one whose disk failed.
+            Status::MediaError if matches!(sent.kind, Kind::Read | Kind::Extents) => {
+                self.read_failed(now, replica, &sent, out);
+            }
             Status::NoMap => self.sync_answered(now, replica, &sent, header.status, &[], out),
             status => {
                 if sent.purpose.lasts() {
