@@ -1,12 +1,15 @@
 //! The grammar: what is global, which nouns there are, and the forms values must have. The verbs of a noun
 //! are in the noun's file.
 
+use std::collections::BTreeMap;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use stor_api::name::{self, Kind};
 use stor_api::size;
 
+use crate::failure::{Exit, Failure};
 use crate::{class, completion, controller, disk, event, node, pool, quickstart, volume};
 
 const AFTER_HELP: &str = "\
@@ -173,10 +176,22 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The size a volume gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VolumeSize {
+    pub(crate) bytes: u64,
+    /// What was asked for, where that is no multiple of the block size.
+    pub(crate) rounded_from: Option<u64>,
+}
+
 /// The size of a volume, rounded up as the cluster would.
-pub(crate) fn volume_size(text: &str) -> Result<u64, String> {
-    let bytes = size::parse(text).map_err(|e| e.to_string())?;
-    size::check_volume(bytes).map_err(|e| e.to_string())
+pub(crate) fn volume_size(text: &str) -> Result<VolumeSize, String> {
+    let asked = size::parse(text).map_err(|e| e.to_string())?;
+    let bytes = size::check_volume(asked).map_err(|e| e.to_string())?;
+    Ok(VolumeSize {
+        bytes,
+        rounded_from: (bytes != asked).then_some(asked),
+    })
 }
 
 /// `key=value`; an empty value is allowed.
@@ -187,6 +202,21 @@ pub(crate) fn property(text: &str) -> Result<(String, String), String> {
     let pair = (key.to_owned(), value.to_owned());
     name::check_properties(&[pair.clone()].into_iter().collect()).map_err(|e| e.to_string())?;
     Ok(pair)
+}
+
+/// Properties by key; one that is given twice is a mistake, not an order.
+pub(crate) fn properties(pairs: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Failure> {
+    let mut properties = BTreeMap::new();
+    for (key, value) in pairs {
+        if let Some(other) = properties.insert(key.clone(), value) {
+            return Err(
+                Failure::new(Exit::Usage, format!("--property {key} is given more than once"))
+                    .why(format!("once it is {key}={other}"))
+                    .help("give each key one value"),
+            );
+        }
+    }
+    Ok(properties)
 }
 
 /// A tag.
@@ -236,12 +266,47 @@ new_name!(/// The name of a new class.
 new_name!(/// The name of a new volume.
     volume_name, Kind::Volume);
 
-/// Parses the command line, or ends the process with what clap says.
-pub(crate) fn parse() -> Cli {
-    match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => usage(error, std::env::args_os()).exit(),
+/// Parses the command line; otherwise says what clap says, and with what status the process ends.
+pub(crate) fn parse() -> Result<Cli, ExitCode> {
+    let error = match Cli::try_parse() {
+        Ok(cli) => return Ok(cli),
+        Err(error) => usage(error, std::env::args_os()),
+    };
+    let format = wanted_format(std::env::args().skip(1));
+    if error.use_stderr() && format != Format::Table {
+        return Err(refusal(&error).report(format));
     }
+    if error.print().is_err() {
+        // Nobody reads it; the exit status still tells.
+    }
+    Err(u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// The output format of a command line that is not understood as a whole.
+fn wanted_format(words: impl IntoIterator<Item = String>) -> Format {
+    let mut words = words.into_iter().take_while(|word| word != "--");
+    let mut found = Format::Table;
+    while let Some(word) = words.next() {
+        let value = match word.as_str() {
+            "-o" | "--output" => words.next(),
+            other => other
+                .strip_prefix("--output=")
+                .or_else(|| other.strip_prefix("-o"))
+                .map(|value| value.trim_start_matches('=').to_owned()),
+        };
+        if let Some(Ok(format)) = value.map(|value| Format::from_str(&value, true)) {
+            found = format;
+        }
+    }
+    found
+}
+
+/// clap's text as a failure: the first line says what, the usage below what to do.
+fn refusal(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let text = text.trim().trim_start_matches("error: ");
+    let (what, rest) = text.split_once('\n').unwrap_or((text, ""));
+    Failure::new(Exit::Usage, what).why(rest.trim())
 }
 
 /// The same refusal by a grammar that knows no environment: clap takes what comes from there for given, and
@@ -268,6 +333,49 @@ mod tests {
     }
 
     #[test]
+    fn the_format_of_a_line_that_is_wrong() {
+        let format = |line: &str| wanted_format(line.split(' ').map(str::to_owned));
+        for line in [
+            "-o json x",
+            "x -ojson",
+            "--output json",
+            "x --output=json",
+            "-o=JSON",
+            "-o table -o json",
+        ] {
+            assert_eq!(format(line), Format::Json, "{line}");
+        }
+        assert_eq!(format("volume list -o yaml"), Format::Yaml);
+        for line in ["", "-o", "-o xml", "x -- -o json", "volume attach json"] {
+            assert_eq!(format(line), Format::Table, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_property_is_given_once() {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(
+            properties(vec![pair("zone", "a"), pair("rack", "a")])
+                .unwrap()
+                .len(),
+            2
+        );
+        let twice = properties(vec![pair("zone", "a"), pair("rack", "1"), pair("zone", "a")]).unwrap_err();
+        assert_eq!(twice.exit, Exit::Usage);
+        assert_eq!(twice.what, "--property zone is given more than once");
+    }
+
+    #[test]
+    fn sizes_say_what_they_were() {
+        let rounded = volume_size("10000000").unwrap();
+        assert_eq!(
+            (rounded.bytes, rounded.rounded_from),
+            (10_002_432, Some(10_000_000))
+        );
+        assert_eq!(volume_size("10Mi").unwrap().rounded_from, None);
+    }
+
+    #[test]
     fn times() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
@@ -279,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn properties() {
+    fn properties_have_a_form() {
         assert_eq!(property("zone=a=b"), Ok(("zone".into(), "a=b".into())));
         assert_eq!(property("zone="), Ok(("zone".into(), String::new())));
         assert!(property("zone").is_err());

@@ -101,12 +101,7 @@ pub(crate) async fn run(context: &Context, verb: ClassVerb) -> Result<(), Failur
             }
             context.client.delete_class(&name).await?;
             context.out.done(
-                &Done {
-                    kind: "class",
-                    name: &name,
-                    node: None,
-                    result: "deleted",
-                },
+                &Done::new("class", &name, "deleted"),
                 &format!("class {name} deleted"),
             )
         }

@@ -66,12 +66,7 @@ pub(crate) async fn run(context: &Context, verb: ControllerVerb) -> Result<(), F
             }
             client.remove_controller(&name).await?;
             context.out.done(
-                &Done {
-                    kind: "controller",
-                    name: &name,
-                    node: None,
-                    result: "removed",
-                },
+                &Done::new("controller", &name, "removed"),
                 &format!("controller {name} removed; its process can be stopped"),
             )
         }
@@ -93,12 +88,7 @@ pub(crate) async fn run(context: &Context, verb: ControllerVerb) -> Result<(), F
                 .await?;
             }
             context.out.done(
-                &Done {
-                    kind: "controller",
-                    name: &name,
-                    node: None,
-                    result: "leads",
-                },
+                &Done::new("controller", &name, "leads"),
                 &format!("controller {name} leads"),
             )
         }

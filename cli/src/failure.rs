@@ -4,9 +4,13 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
+use serde::Serialize;
 use stor_api::client::{Error, SetupError};
 use stor_api::objects::PlacementVerdict;
+use stor_api::problem::Problem;
 
+use crate::args::Format;
+use crate::output::{json, yaml};
 use crate::table::{Cell, Column, Table, Tone};
 
 /// The pinned exit statuses, but for 0.
@@ -35,6 +39,23 @@ pub(crate) struct Failure {
     pub(crate) placement: Vec<PlacementVerdict>,
     /// The reader of our output is gone: nothing to say.
     quiet: bool,
+    /// What a controller answered, when it was one that refused.
+    problem: Option<Box<Problem>>,
+}
+
+/// A failure for programs: the API's problem where a controller refused, the same shape where it was us.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    title: &'a str,
+    detail: &'a str,
+    remedy: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    placement: &'a [PlacementVerdict],
+    exit_status: u8,
 }
 
 impl Failure {
@@ -46,6 +67,7 @@ impl Failure {
             help: String::new(),
             placement: Vec::new(),
             quiet: false,
+            problem: None,
         }
     }
 
@@ -97,11 +119,50 @@ impl Failure {
         text
     }
 
-    pub(crate) fn report(&self) -> ExitCode {
-        if !self.quiet && anstream::stderr().write_all(self.render().as_bytes()).is_err() {
+    /// The one document on standard error of a command whose output is JSON or YAML.
+    fn document(&self) -> Document<'_> {
+        let problem = self.problem.as_deref();
+        Document {
+            kind: match problem {
+                Some(problem) => problem.kind.clone(),
+                None => format!("urn:stor:problem:{}", self.exit.word()),
+            },
+            status: problem.map(|problem| problem.status),
+            title: self.what.trim_end(),
+            detail: problem.map_or(self.why.as_str(), |problem| problem.detail.as_str()),
+            remedy: &self.help,
+            placement: &self.placement,
+            exit_status: self.exit as u8,
+        }
+    }
+
+    /// Says it on standard error in the form that was asked for.
+    pub(crate) fn report(&self, format: Format) -> ExitCode {
+        let text = match format {
+            Format::Table => self.render(),
+            // The document has nothing that could fail to become one.
+            Format::Json => json(&self.document()).map_or_else(|_| self.render(), |text| text + "\n"),
+            Format::Yaml => yaml(&self.document()).unwrap_or_else(|_| self.render()),
+        };
+        if !self.quiet && anstream::stderr().write_all(text.as_bytes()).is_err() {
             // Nobody reads standard error; the exit status still tells.
         }
         ExitCode::from(self.exit as u8)
+    }
+}
+
+impl Exit {
+    /// The last part of a problem's type.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::NotFound => "not-found",
+            Self::Conflict => "conflict",
+            Self::Unauthorized => "unauthorized",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed-out",
+        }
     }
 }
 
@@ -148,6 +209,7 @@ impl From<Error> for Failure {
             let mut failure = Self::new(exit, problem.title.clone());
             failure.help.clone_from(&problem.remedy);
             failure.placement.clone_from(&problem.placement);
+            failure.problem = Some(Box::new(problem.clone()));
             // The detail of a refused placement is the table in one sentence.
             if problem.placement.is_empty() {
                 failure.why.clone_from(&problem.detail);

@@ -30,7 +30,11 @@ use failure::Failure;
 
 fn main() -> ExitCode {
     clap_complete::CompleteEnv::with_factory(Cli::command).complete();
-    let cli = args::parse();
+    let cli = match args::parse() {
+        Ok(cli) => cli,
+        Err(ended) => return ended,
+    };
+    let format = cli.global.output;
     if cli.global.no_color {
         anstream::ColorChoice::Never.write_global();
     }
@@ -40,14 +44,16 @@ fn main() -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return Failure::failed(format!("the async runtime can't start: {error}")).report(),
+        Err(error) => {
+            return Failure::failed(format!("the async runtime can't start: {error}")).report(format);
+        }
     };
     let ended = runtime.block_on(run(cli));
     // A thread may hang in a system call on a device that does not answer; the exit does not wait for it.
     runtime.shutdown_background();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(format),
     }
 }
 

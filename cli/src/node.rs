@@ -1,18 +1,18 @@
 //! `storctl node …`
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use clap::Subcommand;
-use stor_api::client::{Client, Wish};
+use stor_api::client::{Client, Filter, Wish};
 use stor_api::objects::{Node, NodeChange, NodeKind, NodeSpec, NodeState};
 
 use crate::args;
 use crate::completion;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{Done, note, width};
+use crate::output::{Done, width};
 use crate::table::{Cell, Column, Fields, Table, Tone};
+use crate::volume::left_behind;
 
 /// Verbs.
 #[derive(Debug, Subcommand)]
@@ -53,6 +53,10 @@ pub(crate) enum NodeVerb {
         /// Its name
         #[arg(add = completion::nodes(), value_parser = args::existing)]
         name: String,
+        /// The node is gone for good: forget its pools without replicas too, and what it still has to remove of
+        /// deleted volumes. A node that is connected is not treated so
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -71,7 +75,7 @@ pub(crate) async fn run(context: &Context, verb: NodeVerb) -> Result<(), Failure
             } else {
                 NodeKind::Storage
             };
-            let properties: BTreeMap<String, String> = property.into_iter().collect();
+            let properties = args::properties(property)?;
             create(
                 context,
                 &NodeSpec {
@@ -90,13 +94,23 @@ pub(crate) async fn run(context: &Context, verb: NodeVerb) -> Result<(), Failure
         ),
         NodeVerb::Describe { name } => {
             let node = client.node(&name).await?;
-            context
-                .out
-                .object(&node, |node| describe(node, jiff::Timestamp::now()))
+            let filter = Filter {
+                node: Some(name),
+                volume: None,
+            };
+            let left = client.tombstones(&filter).await?;
+            context.out.object(&node, |node| {
+                let mut text = describe(node, jiff::Timestamp::now());
+                if !left.is_empty() {
+                    let table = left_behind(&left).render(width());
+                    text.extend([format!("\nTo be removed of deleted volumes\n{table}")]);
+                }
+                text
+            })
         }
         NodeVerb::Set { name, property } => {
             let change = NodeChange {
-                properties: property.into_iter().collect(),
+                properties: args::properties(property)?,
             };
             if context
                 .planned(&Wish::ChangeNode {
@@ -112,24 +126,13 @@ pub(crate) async fn run(context: &Context, verb: NodeVerb) -> Result<(), Failure
                 .out
                 .object(&node, |node| format!("node {} changed\n", node.name))
         }
-        NodeVerb::Delete { name } => {
-            if context
-                .planned(&Wish::DeleteNode {
-                    name: &name,
-                    force: false,
-                })
-                .await?
-            {
+        NodeVerb::Delete { name, force } => {
+            if context.planned(&Wish::DeleteNode { name: &name, force }).await? {
                 return Ok(());
             }
-            client.delete_node(&name, false).await?;
+            client.delete_node(&name, force).await?;
             context.out.done(
-                &Done {
-                    kind: "node",
-                    name: &name,
-                    node: None,
-                    result: "deleted",
-                },
+                &Done::new("node", &name, "deleted"),
                 &format!("node {name} forgotten"),
             )
         }
@@ -150,7 +153,7 @@ async fn create(context: &Context, spec: &NodeSpec) -> Result<(), Failure> {
         )
     })?;
     if line.is_none() {
-        note(
+        context.out.remark(
             "the controllers' addresses are not known just now: give one with --controller http://HOST:PORT",
         );
     }
@@ -302,6 +305,8 @@ fn ago(time: &str, now: jiff::Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use stor_api::objects::Transport;
 

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use serde::Serialize;
-use stor_api::objects::{Page, Plan};
+use stor_api::objects::{Page, Plan, Tombstone};
 
 use crate::args::Format;
 use crate::failure::{Failure, placement_table};
@@ -21,6 +21,28 @@ pub(crate) struct Done<'a> {
     pub(crate) node: Option<&'a str>,
     /// One word for scripts, such as `deleted`.
     pub(crate) result: &'static str,
+    /// Of a volume deleted by force: what nodes still have of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) left_behind: Option<&'a [Tombstone]>,
+}
+
+impl<'a> Done<'a> {
+    pub(crate) fn new(kind: &'static str, name: &'a str, result: &'static str) -> Self {
+        Self {
+            kind,
+            name,
+            node: None,
+            result,
+            left_behind: None,
+        }
+    }
+
+    pub(crate) fn on(self, node: &'a str) -> Self {
+        Self {
+            node: Some(node),
+            ..self
+        }
+    }
 }
 
 /// Where and how answers are printed.
@@ -62,6 +84,13 @@ impl Output {
         print(&table.render(width()))
     }
 
+    /// Something to know beside the answer. Programs find it in the document.
+    pub(crate) fn remark(self, text: &str) {
+        if self.format == Format::Table {
+            note(&format!("note: {text}"));
+        }
+    }
+
     /// What a dry run found.
     pub(crate) fn plan(self, plan: &Plan) -> Result<(), Failure> {
         self.object(plan, |plan| {
@@ -89,7 +118,7 @@ pub(crate) fn json<T: Serialize>(object: &T) -> Result<String, Failure> {
     serde_json::to_string_pretty(object).map_err(|e| Failure::failed(format!("the answer is no JSON: {e}")))
 }
 
-fn yaml<T: Serialize>(object: &T) -> Result<String, Failure> {
+pub(crate) fn yaml<T: Serialize>(object: &T) -> Result<String, Failure> {
     serde_yaml_ng::to_string(object).map_err(|e| Failure::failed(format!("the answer is no YAML: {e}")))
 }
 

@@ -71,6 +71,9 @@ pub(crate) enum PoolVerb {
         /// The node
         #[arg(long, add = completion::nodes(), value_parser = args::existing)]
         node: String,
+        /// Also when the node still has to remove something there of deleted volumes, which is left behind
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -134,7 +137,7 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
             let tags = (no_tags || !tag.is_empty()).then_some(tag);
             set(context, &name, &node, &PoolChange { tags, overprovision }).await
         }
-        PoolVerb::Delete { name, node } => delete(context, &name, &node).await,
+        PoolVerb::Delete { name, node, force } => delete(context, &name, &node, force).await,
     }
 }
 
@@ -190,7 +193,7 @@ async fn unusable(context: &Context, pool: &Pool, is_new: bool) -> Failure {
             pool.name, pool.node
         ));
     }
-    match context.client.delete_pool(&pool.name, &pool.node, true).await {
+    match context.client.delete_pool(&pool.name, &pool.node, false).await {
         Ok(()) => failure.help(format!(
             "nothing was made; try again when {} on {} is right",
             pool.dir, pool.node
@@ -216,22 +219,15 @@ async fn set(context: &Context, name: &str, node: &str, change: &PoolChange) -> 
     })
 }
 
-async fn delete(context: &Context, name: &str, node: &str) -> Result<(), Failure> {
-    if context
-        .planned(&Wish::DeletePool {
-            name,
-            node,
-            force: false,
-        })
-        .await?
-    {
+async fn delete(context: &Context, name: &str, node: &str, force: bool) -> Result<(), Failure> {
+    if context.planned(&Wish::DeletePool { name, node, force }).await? {
         return Ok(());
     }
     if !context.yes {
         let question = format!("Pool {name} is taken away from node {node}.");
         confirm(&question, &format!("storctl pool delete {name} --node {node}"))?;
     }
-    context.client.delete_pool(name, node, false).await?;
+    context.client.delete_pool(name, node, force).await?;
     if !context.no_wait {
         wait::until(context, &format!("pool {name} on {node}"), || async {
             match context.client.pool(name, node).await {
@@ -243,12 +239,7 @@ async fn delete(context: &Context, name: &str, node: &str) -> Result<(), Failure
         .await?;
     }
     context.out.done(
-        &Done {
-            kind: "pool",
-            name,
-            node: Some(node),
-            result: "deleted",
-        },
+        &Done::new("pool", name, "deleted").on(node),
         &format!("pool {name} on {node} deleted; its directory was left in place"),
     )
 }
@@ -353,6 +344,7 @@ mod tests {
             promised_bytes: 240 << 30,
             overprovision: 20.0,
             snapshots: "reflink".into(),
+            filesystem: "b/fd01".into(),
             replicas: 12,
             revision: 9,
         }

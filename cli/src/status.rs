@@ -52,11 +52,10 @@ fn screen(status: &Status) -> String {
     }
     for (at, pool) in status.pools.iter().enumerate() {
         let label = if at == 0 { "pools" } else { "" };
-        let nodes = if pool.nodes == 1 {
-            "1 node".to_owned()
-        } else {
-            format!("{} nodes", pool.nodes)
-        };
+        let mut nodes = count(pool.nodes, "node");
+        if (1..pool.nodes).contains(&pool.filesystems) {
+            nodes = format!("{nodes} on {}", count(pool.filesystems, "file system"));
+        }
         let space = if pool.capacity_bytes == 0 {
             "space not reported yet".to_owned()
         } else {
@@ -77,6 +76,11 @@ fn screen(status: &Status) -> String {
         }
     }
     text
+}
+
+fn count(number: u64, thing: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{s}")
 }
 
 fn section(text: &mut String, title: &str) {
@@ -205,6 +209,7 @@ mod tests {
             pools: vec![StatusPool {
                 name: "sp01".into(),
                 nodes: 3,
+                filesystems: 2,
                 capacity_bytes: 300 << 30,
                 free_bytes: 200 << 30,
             }],

@@ -1,19 +1,19 @@
 //! `storctl volume …`
 
 use clap::Subcommand;
-use stor_api::client::{Client, Error, Filter, Wish};
+use stor_api::client::{Client, Filter, Wish};
 use stor_api::objects::{Volume, VolumeSpec, VolumeState};
 use stor_api::size;
 
-use crate::args;
+use crate::args::{self, VolumeSize};
 use crate::completion;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{Done, confirm};
 use crate::wait::{self, Look};
 
 mod adopt;
 mod attach;
+mod delete;
 mod shown;
 
 use attach::{AttachArgs, DetachArgs};
@@ -40,9 +40,9 @@ pub(crate) enum VolumeVerb {
         /// Its name
         #[arg(add = completion::volumes(), value_parser = args::existing)]
         name: String,
-        /// Do not wait for nodes that are away: their copies are left behind until they come back. A node
-        /// that has the volume attached is cut off, also one that is online: what uses the device there gets
-        /// I/O errors, and what a mounted file system has not written yet is lost
+        /// Do not wait for nodes that are away or can't remove their copies: the volume is gone at once, its name
+        /// free, and what they have is named and removed when they are back. If such a node has the volume
+        /// attached, its engine is cut off
         #[arg(long)]
         force: bool,
     },
@@ -60,9 +60,9 @@ pub(crate) struct CreateArgs {
     /// Its name
     #[arg(value_parser = args::volume_name)]
     name: String,
-    /// Its size: 10Gi, 500Mi, 1T; from 1Mi to 64Ti
+    /// Its size: 10Gi, 500Mi, 1T; from 1Mi to 64Ti, rounded up to a multiple of 4096 bytes
     #[arg(value_parser = args::volume_size)]
-    size: u64,
+    size: VolumeSize,
     /// Class whose values fill what is not given here
     #[arg(long, add = completion::classes(), value_parser = args::existing)]
     class: Option<String>,
@@ -101,7 +101,7 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             context.out.list(volumes, &none, shown::table)
         }
         VolumeVerb::Describe { name } => context.out.object(&client.volume(&name).await?, shown::describe),
-        VolumeVerb::Delete { name, force } => delete(context, &name, force).await,
+        VolumeVerb::Delete { name, force } => delete::delete(context, &name, force).await,
         VolumeVerb::Adopt(args) => adopt::adopt(context, args).await,
         VolumeVerb::Attach(args) => attach::attach(context, args).await,
         VolumeVerb::Detach(args) => attach::detach(context, args).await,
@@ -111,7 +111,7 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
 async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
     let spec = VolumeSpec {
         name: args.name,
-        size_bytes: args.size,
+        size_bytes: args.size.bytes,
         class: args.class,
         replicas: args.replicas,
         pool: args.pool,
@@ -120,6 +120,13 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         together: args.together,
         min_in_sync: args.min_in_sync,
     };
+    if let Some(asked) = args.size.rounded_from {
+        context.out.remark(&format!(
+            "{asked} bytes are rounded up to {}, a multiple of {}",
+            spec.size_bytes,
+            size::BLOCK
+        ));
+    }
     if context.planned(&Wish::CreateVolume(&spec)).await? {
         return Ok(());
     }
@@ -183,68 +190,5 @@ async fn look_created(client: &Client, name: &str) -> Result<Look<Volume>, Failu
     })
 }
 
-async fn delete(context: &Context, name: &str, force: bool) -> Result<(), Failure> {
-    if context.planned(&Wish::DeleteVolume { name, force }).await? {
-        return Ok(());
-    }
-    if !context.yes {
-        let volume = context.client.volume(name).await?;
-        let size = size::format(volume.size_bytes);
-        let mut question = format!(
-            "Volume {name} ({size}) and its {} replicas are deleted.",
-            volume.replicas.len()
-        );
-        if force {
-            for attachment in &volume.attachments {
-                question = format!("{question} {}", attach::cut_off(attachment));
-            }
-        }
-        let force = if force { " --force" } else { "" };
-        confirm(&question, &format!("storctl volume delete {name}{force}"))?;
-    }
-    context.client.delete_volume(name, force).await?;
-    if context.no_wait {
-        return context.out.done(
-            &Done {
-                kind: "volume",
-                name,
-                node: None,
-                result: "deleting",
-            },
-            &format!("volume {name} is being deleted"),
-        );
-    }
-    gone(context, name).await?;
-    context.out.done(
-        &Done {
-            kind: "volume",
-            name,
-            node: None,
-            result: "deleted",
-        },
-        &format!("volume {name} deleted"),
-    )
-}
-
-/// Waits until a volume that is being deleted is no more.
-pub(crate) async fn gone(context: &Context, name: &str) -> Result<(), Failure> {
-    wait::until(context, &format!("deletion of volume {name}"), || async {
-        match context.client.volume(name).await {
-            Err(Error::NotFound { .. }) => Ok(Look::Done(())),
-            Err(error) => Err(error.into()),
-            Ok(volume) => {
-                let nodes: Vec<&str> = volume.replicas.iter().map(|r| r.node.as_str()).collect();
-                let doing = format!("removing replicas on {}", nodes.join(", "));
-                let doing = if volume.reason.is_empty() {
-                    doing
-                } else {
-                    format!("{doing}; {}", volume.reason)
-                };
-                Ok(Look::Pending(doing, None))
-            }
-        }
-    })
-    .await
-}
-
 pub(crate) use attach::{attached, detached};
+pub(crate) use delete::{gone, table as left_behind};

@@ -479,3 +479,37 @@ fn completion_scripts_for_every_shell() {
         assert!(out(&output).contains("storctl"), "{shell}");
     }
 }
+
+#[test]
+fn a_failure_in_json_is_one_document_on_standard_error() {
+    let mut problem = problem(409);
+    problem.kind = "urn:stor:problem:in-use".into();
+    problem.title = "volume db1 is in use".into();
+    problem.remedy = "detach it first".into();
+    let fake = fake(vec![(409, serde_json::to_string(&problem).unwrap())]);
+    let document = |line: &str| {
+        let output = storctl(&fake.url, line);
+        assert_eq!(out(&output), "", "{line}");
+        let document: serde_json::Value = serde_json::from_str(&err(&output)).unwrap();
+        assert_eq!(document["exit_status"], output.status.code().unwrap(), "{line}");
+        document
+    };
+    let refused = document("volume delete db1 --yes -o json");
+    assert_eq!(
+        (&refused["type"], &refused["status"]),
+        (&problem.kind.into(), &409.into())
+    );
+    assert_eq!(refused["remedy"], "detach it first");
+    assert_eq!(refused["exit_status"], 4);
+    let usage = document("volume create -o json db1");
+    assert_eq!(usage["type"], "urn:stor:problem:usage");
+    assert!(usage.get("status").is_none(), "nobody was asked: {usage}");
+    let twice = document("node set s1 --property a=1 --property a=2 --output=json");
+    assert_eq!(twice["title"], "--property a is given more than once");
+    let yaml = storctl(&fake.url, "volume create db1 0 -o yaml");
+    assert!(
+        err(&yaml).starts_with("type: urn:stor:problem:usage\n"),
+        "{}",
+        err(&yaml)
+    );
+}

@@ -98,7 +98,9 @@ pub async fn init(dir: &Path, settings: Settings, timing: Timing) -> Result<Sett
             at: now(),
             action: Action::InitCluster { id: Uuid::new_v4() },
         };
-        node.propose(command).await.map_err(StartError::Init)?.ok();
+        if let Err(refused) = node.propose(command).await.map_err(StartError::Init)? {
+            tracing::warn!(%refused, "the new cluster has no identity");
+        }
         let command = Command {
             at: now(),
             action: Action::AddSigner {
@@ -107,7 +109,9 @@ pub async fn init(dir: &Path, settings: Settings, timing: Timing) -> Result<Sett
                 key: signing_key::open(dir)?.public(),
             },
         };
-        node.propose(command).await.map_err(StartError::Init)?.ok();
+        if let Err(refused) = node.propose(command).await.map_err(StartError::Init)? {
+            tracing::warn!(%refused, "the controller's signing key is not registered yet; it is when it runs");
+        }
         Ok::<(), StartError>(())
     };
     let result = done.await;

@@ -38,7 +38,7 @@ pub enum Transport {
 pub enum ToEngine {
     /// All an engine has to know; the first message, and again whenever any of it changes.
     Configure(Config),
-    /// The outcome of [`FromEngine::Propose`] or [`FromEngine::Read`]. No outcome is ever made up: when
+    /// The outcome of [`FromEngine::Propose`]. No outcome is ever made up: when
     /// the agent can't learn it, it keeps asking.
     Outcome {
         /// The proposal's number.
@@ -91,11 +91,6 @@ pub enum FromEngine {
         id: u64,
         /// What; under the engine's view.
         change: Change,
-    },
-    /// Wants the row as a linearizable read. Repeated like [`FromEngine::Propose`].
-    Read {
-        /// Number, rising.
-        id: u64,
     },
     /// Ends now. `clean`: drained, flushed, no dirty region.
     Stopped {

@@ -17,7 +17,7 @@ use stor_proto::satellite::{EngineState, EngineStatus};
 use stor_replication::catalogue::{Change, Member, MemberState, VolumeRow, decide};
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use stor_right::SignedRight;
-use stor_satellite::agent::ask::{self, Ask, Question, Reply};
+use stor_satellite::agent::ask::{self, Ask, Reply};
 use stor_satellite::agent::desired::{Desired, TransportKind, WantedEngine};
 use stor_satellite::agent::row::Volume;
 use stor_satellite::agent::state_dir::{Paths, StateDir};
@@ -49,13 +49,13 @@ async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 #[derive(Debug)]
 struct Catalogue {
     row: Mutex<VolumeRow>,
-    asked: Mutex<Vec<Question>>,
+    asked: Mutex<Vec<Change>>,
     /// No controller answers.
     away: Mutex<bool>,
 }
 
 impl Catalogue {
-    fn asked(&self) -> Vec<Question> {
+    fn asked(&self) -> Vec<Change> {
         self.asked.lock().unwrap().clone()
     }
 
@@ -68,17 +68,14 @@ impl Catalogue {
             while *self.away.lock().unwrap() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            self.asked.lock().unwrap().push(ask.question.clone());
+            self.asked.lock().unwrap().push(ask.change.clone());
             let mut row = self.row.lock().unwrap();
-            let refused = match &ask.question {
-                Question::Read => None,
-                Question::Change(change) => match decide(&row, change) {
-                    Ok(next) => {
-                        *row = next;
-                        None
-                    }
-                    Err(refusal) => Some(refusal),
-                },
+            let refused = match decide(&row, &ask.change) {
+                Ok(next) => {
+                    *row = next;
+                    None
+                }
+                Err(refusal) => Some(refusal),
             };
             let volume = Box::new(Volume {
                 name: name.clone(),
@@ -333,18 +330,18 @@ impl World {
         std::fs::read_to_string(heard).unwrap_or_default()
     }
 
-    fn restart(expect: u64) -> Question {
-        Question::Change(Change::Restart {
+    fn restart(expect: u64) -> Change {
+        Change::Restart {
             owner: NODE.to_owned(),
             expect: Epoch(expect),
-        })
+        }
     }
 
-    fn detach(expect: u64, clean: bool) -> Question {
-        Question::Change(Change::Detach {
+    fn detach(expect: u64, clean: bool) -> Change {
+        Change::Detach {
             expect: Epoch(expect),
             clean,
-        })
+        }
     }
 }
 

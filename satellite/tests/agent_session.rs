@@ -16,7 +16,7 @@ use stor_proto::satellite as proto;
 use stor_proto::satellite::from_controller::Kind as FromController;
 use stor_replication::catalogue::Change;
 use stor_replication::ids::{Epoch, VolumeId};
-use stor_satellite::agent::ask::{self, Asker, Question, Reply};
+use stor_satellite::agent::ask::{self, Asker, Reply};
 use stor_satellite::agent::dial::Dialer;
 use stor_satellite::agent::session::{Ends, Session};
 use tempfile::TempDir;
@@ -87,11 +87,11 @@ fn row(epoch: u64) -> proto::Volume {
     }
 }
 
-fn restart() -> Question {
-    Question::Change(Change::Restart {
+fn restart() -> Change {
+    Change::Restart {
         owner: "s1".to_owned(),
         expect: Epoch(4),
-    })
+    }
 }
 
 fn answer(id: u64, epoch: u64) -> FromController {
@@ -250,7 +250,7 @@ async fn a_leader_that_leads_no_more_gives_no_answer() {
     let (leads, mut coming) = leader().await;
     let satellite = Satellite::dial(&[&leads]);
     let asker = satellite.asker.clone();
-    let asked = tokio::spawn(async move { asker.ask(volume(), Question::Read).await });
+    let asked = tokio::spawn(async move { asker.ask(volume(), restart()).await });
     let mut first = visit(&mut coming).await;
     first.welcome(&[], QUIET).await;
     let id = first.hear_request().await.id;
@@ -272,7 +272,7 @@ async fn a_question_nobody_waits_for_is_forgotten() {
     let (leads, mut coming) = leader().await;
     let satellite = Satellite::dial(&[&leads]);
     let asker = satellite.asker.clone();
-    let asked = tokio::spawn(async move { asker.ask(volume(), Question::Read).await });
+    let asked = tokio::spawn(async move { asker.ask(volume(), restart()).await });
     let mut first = visit(&mut coming).await;
     first.welcome(&[], QUIET).await;
     let forgotten = first.hear_request().await.id;
@@ -282,7 +282,7 @@ async fn a_question_nobody_waits_for_is_forgotten() {
     let mut second = visit(&mut coming).await;
     second.welcome(&[], QUIET).await;
     let asker = satellite.asker.clone();
-    tokio::spawn(async move { asker.ask(volume(), Question::Read).await });
+    tokio::spawn(async move { asker.ask(volume(), restart()).await });
     assert_ne!(second.hear_request().await.id, forgotten);
 }
 

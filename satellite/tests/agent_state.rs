@@ -475,6 +475,26 @@ fn one_satellite_has_a_state_directory() {
 }
 
 #[test]
+fn the_lock_of_a_satellite_that_is_gone_is_waited_for() {
+    let directory = TempDir::new().unwrap();
+    drop(StateDir::open(directory.path(), "s1").unwrap());
+    let mut gone = std::process::Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    let path = directory.path().join("lock");
+    fs::write(&path, format!("{}\n", gone.id())).unwrap();
+    // As a child does that the satellite was just starting when it ended.
+    let inherited = fs::File::open(&path).unwrap();
+    rustix::fs::flock(&inherited, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let place = directory.path().to_owned();
+    let opening = std::thread::spawn(move || StateDir::open(&place, "s1"));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    drop(inherited);
+    opening.join().unwrap().unwrap();
+    let pid = fs::read_to_string(&path).unwrap();
+    assert_eq!(pid, format!("{}\n", std::process::id()));
+}
+
+#[test]
 fn a_state_directory_of_a_newer_release_is_left_as_it_is() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("satellite.json");

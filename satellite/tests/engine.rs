@@ -214,7 +214,7 @@ impl Engine {
                 self.tell(&ToEngine::Outcome { id, row, refusal });
             }
             FromEngine::Report(report) => self.report = Some(report.clone()),
-            FromEngine::Hello { .. } | FromEngine::Read { .. } | FromEngine::Stopped { .. } => {}
+            FromEngine::Hello { .. } | FromEngine::Stopped { .. } => {}
         }
         message
     }

@@ -182,7 +182,8 @@ impl Daemon {
                 tokio::time::sleep(LOOK).await;
             }
         });
-        _ = waited.await;
+        // It is told either way.
+        let _in_time = waited.await;
     }
 
     /// Waits until it is gone, at most `limit`. `false` when it is still there.

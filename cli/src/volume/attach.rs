@@ -120,6 +120,10 @@ async fn look_attached(client: &Client, name: &str, node: &str) -> Result<Look<A
                 .why(attachment.reason)
                 .help(format!("`storctl node describe {node}` shows what the node can do; `storctl volume detach {name}` gives up")));
         }
+        // The engine says itself what it waits for.
+        AttachmentState::Attaching if !attachment.reason.is_empty() => {
+            Look::Pending(attachment.reason.clone(), None)
+        }
         AttachmentState::Attaching => pending("the engine is being started"),
         AttachmentState::Suspended => pending("I/O waits"),
         AttachmentState::Detaching => pending("being detached"),
@@ -149,23 +153,13 @@ pub(super) async fn detach(context: &Context, args: DetachArgs) -> Result<(), Fa
     context.client.detach(&name, &node, force).await?;
     if context.no_wait {
         return context.out.done(
-            &Done {
-                kind: "volume",
-                name: &name,
-                node: Some(&node),
-                result: "detaching",
-            },
+            &Done::new("volume", &name, "detaching").on(&node),
             &format!("volume {name} is being detached from node {node}"),
         );
     }
     detached(context, &name, &node).await?;
     context.out.done(
-        &Done {
-            kind: "volume",
-            name: &name,
-            node: Some(&node),
-            result: "detached",
-        },
+        &Done::new("volume", &name, "detached").on(&node),
         &format!("volume {name} detached from node {node}"),
     )
 }

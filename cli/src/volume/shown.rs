@@ -101,13 +101,23 @@ pub(super) fn describe(volume: &Volume) -> String {
         .optional("Class", volume.class.as_deref().unwrap_or_default())
         .field("Least in sync", volume.min_in_sync.to_string())
         .field("Epoch", format!("{} (attaches so far)", volume.epoch))
-        .field("In-sync set", format!("changed {} times", volume.config))
+        .field(
+            "In-sync set",
+            match volume.config {
+                0 => "as at first".to_owned(),
+                1 => "changed once".to_owned(),
+                times => format!("changed {times} times"),
+            },
+        )
         .field("Created", crate::event::short_time(&volume.created));
     let mut text = fields.render();
     text.extend([format!(
         "\nReplicas\n{}",
         replicas(&volume.replicas).render(width())
     )]);
+    if matches!(volume.state, VolumeState::Creating | VolumeState::Deleting) {
+        return text;
+    }
     if volume.attachments.is_empty() {
         let attach = format!("storctl volume attach {} --node NODE", volume.name);
         text.extend([format!("\nNot attached; `{attach}` does it.\n")]);
@@ -139,13 +149,17 @@ fn replicas(replicas: &[Replica]) -> Table {
         Column::optional("REASON"),
     ]);
     for replica in replicas {
-        let resync = replica.resync_percent.map(|percent| {
-            let left = replica
-                .resync_left_bytes
-                .map(|b| format!(", {} left", size::format(b)))
-                .unwrap_or_default();
-            format!("{percent:.0} %{left}")
-        });
+        // A member is as far as one can be.
+        let resync = replica
+            .resync_percent
+            .filter(|_| !replica.in_sync)
+            .map(|percent| {
+                let left = replica
+                    .resync_left_bytes
+                    .map(|b| format!(", {} left", size::format(b)))
+                    .unwrap_or_default();
+                format!("{percent:.0} %{left}")
+            });
         table.row([
             replica.id.to_string().into(),
             replica.node.clone().into(),

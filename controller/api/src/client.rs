@@ -16,16 +16,15 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValu
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::objects::{
-    Attachment, AttachmentSpec, CatalogueInfo, Class, ClassSpec, Controller, Disk, Event, Node, NodeChange,
-    NodeSpec, Page, Plan, Pool, PoolChange, PoolSpec, Replica, Status, Volume, VolumeAdoption, VolumeSpec,
-};
+use crate::objects::Page;
 use crate::problem::Problem;
 
 mod download;
 mod error;
 mod events;
+mod read;
 mod wish;
+mod write;
 
 pub use download::DownloadError;
 pub use error::{Error, SetupError, Tried};
@@ -147,186 +146,6 @@ impl Client {
     pub fn urls(&self) -> &[String] {
         &self.urls
     }
-
-    // ---- reading --------------------------------------------------------------------------------
-
-    /// The cluster on one screen.
-    pub async fn status(&self) -> Result<Status, Error> {
-        self.get("/api/v1/status").await
-    }
-
-    /// The catalogue as the leader has it.
-    pub async fn catalogue(&self) -> Result<CatalogueInfo, Error> {
-        self.get("/api/v1/catalogue").await
-    }
-
-    /// All controllers.
-    pub async fn controllers(&self) -> Result<Vec<Controller>, Error> {
-        self.list("/api/v1/controllers", &Filter::default()).await
-    }
-
-    /// All nodes.
-    pub async fn nodes(&self) -> Result<Vec<Node>, Error> {
-        self.list("/api/v1/nodes", &Filter::default()).await
-    }
-
-    /// One node.
-    pub async fn node(&self, name: &str) -> Result<Node, Error> {
-        self.get(&format!("/api/v1/nodes/{}", wish::segment(name))).await
-    }
-
-    /// Block devices, of one node or all.
-    pub async fn disks(&self, filter: &Filter) -> Result<Vec<Disk>, Error> {
-        self.list("/api/v1/disks", filter).await
-    }
-
-    /// Pools: one entry for each pool on each node.
-    pub async fn pools(&self) -> Result<Vec<Pool>, Error> {
-        self.list("/api/v1/pools", &Filter::default()).await
-    }
-
-    /// One pool on one node.
-    pub async fn pool(&self, name: &str, node: &str) -> Result<Pool, Error> {
-        self.get(&format!(
-            "/api/v1/pools/{}/nodes/{}",
-            wish::segment(name),
-            wish::segment(node)
-        ))
-        .await
-    }
-
-    /// All classes.
-    pub async fn classes(&self) -> Result<Vec<Class>, Error> {
-        self.list("/api/v1/classes", &Filter::default()).await
-    }
-
-    /// One class.
-    pub async fn class(&self, name: &str) -> Result<Class, Error> {
-        self.get(&format!("/api/v1/classes/{}", wish::segment(name)))
-            .await
-    }
-
-    /// All volumes, or those with a replica or attachment on one node.
-    pub async fn volumes(&self, filter: &Filter) -> Result<Vec<Volume>, Error> {
-        self.list("/api/v1/volumes", filter).await
-    }
-
-    /// One volume with its replicas and attachments.
-    pub async fn volume(&self, name: &str) -> Result<Volume, Error> {
-        self.get(&format!("/api/v1/volumes/{}", wish::segment(name)))
-            .await
-    }
-
-    /// Replicas of all volumes, one volume or one node.
-    pub async fn replicas(&self, filter: &Filter) -> Result<Vec<Replica>, Error> {
-        self.list("/api/v1/replicas", filter).await
-    }
-
-    /// Events after the number `after` (0: the oldest kept), oldest first.
-    pub async fn events(&self, after: u64) -> Result<Vec<Event>, Error> {
-        let mut events: Vec<Event> = Vec::new();
-        let mut after = after.to_string();
-        for _ in 0..MAX_PAGES {
-            let page: Page<Event> = self.get(&format!("/api/v1/events?after={after}")).await?;
-            events.extend(page.items);
-            match page.next {
-                Some(next) if next != after => after = wish::segment(&next),
-                _ => return Ok(events),
-            }
-        }
-        Err(Error::Endless {
-            path: "/api/v1/events".to_owned(),
-        })
-    }
-
-    /// Events after the number `after` as they happen. Goes on with another controller when one is lost.
-    pub fn follow_events(&self, after: u64) -> EventStream {
-        EventStream::new(self.clone(), after)
-    }
-
-    // ---- writing --------------------------------------------------------------------------------
-
-    /// What `wish` would do, without doing it.
-    pub async fn plan(&self, wish: &Wish<'_>) -> Result<Plan, Error> {
-        self.send(wish, true).await
-    }
-
-    /// Registers a node.
-    pub async fn create_node(&self, spec: &NodeSpec) -> Result<Node, Error> {
-        self.send(&Wish::CreateNode(spec), false).await
-    }
-
-    /// Changes a node.
-    pub async fn change_node(&self, name: &str, change: &NodeChange) -> Result<Node, Error> {
-        self.send(&Wish::ChangeNode { name, change }, false).await
-    }
-
-    /// Forgets a node.
-    pub async fn delete_node(&self, name: &str, force: bool) -> Result<(), Error> {
-        self.send_delete(&Wish::DeleteNode { name, force }).await
-    }
-
-    /// Makes a pool on one node.
-    pub async fn create_pool(&self, spec: &PoolSpec) -> Result<Pool, Error> {
-        self.send(&Wish::CreatePool(spec), false).await
-    }
-
-    /// Changes a pool on one node.
-    pub async fn change_pool(&self, name: &str, node: &str, change: &PoolChange) -> Result<Pool, Error> {
-        self.send(&Wish::ChangePool { name, node, change }, false).await
-    }
-
-    /// Takes a pool away from one node.
-    pub async fn delete_pool(&self, name: &str, node: &str, force: bool) -> Result<(), Error> {
-        self.send_delete(&Wish::DeletePool { name, node, force }).await
-    }
-
-    /// Makes a class.
-    pub async fn create_class(&self, spec: &ClassSpec) -> Result<Class, Error> {
-        self.send(&Wish::CreateClass(spec), false).await
-    }
-
-    /// Takes a class away; its volumes stay as they are.
-    pub async fn delete_class(&self, name: &str) -> Result<(), Error> {
-        self.send_delete(&Wish::DeleteClass { name }).await
-    }
-
-    /// Makes a volume; it is in state `creating` until its replicas are there.
-    pub async fn create_volume(&self, spec: &VolumeSpec) -> Result<Volume, Error> {
-        self.send(&Wish::CreateVolume(spec), false).await
-    }
-
-    /// Begins to delete a volume; it is gone when it is not found any more.
-    pub async fn delete_volume(&self, name: &str, force: bool) -> Result<(), Error> {
-        self.send_delete(&Wish::DeleteVolume { name, force }).await
-    }
-
-    /// Makes the catalogue say of a volume what its replicas say, after it was restored from an old backup.
-    pub async fn adopt_volume(&self, name: &str, adoption: &VolumeAdoption) -> Result<Volume, Error> {
-        self.send(&Wish::AdoptVolume { name, adoption }, false).await
-    }
-
-    /// Begins to attach a volume to a node.
-    pub async fn attach(&self, volume: &str, spec: &AttachmentSpec) -> Result<Attachment, Error> {
-        self.send(&Wish::Attach { volume, spec }, false).await
-    }
-
-    /// Begins to detach a volume from a node; done when the volume no longer lists the attachment.
-    pub async fn detach(&self, volume: &str, node: &str, force: bool) -> Result<(), Error> {
-        self.send_delete(&Wish::Detach { volume, node, force }).await
-    }
-
-    /// Takes a controller out of the cluster.
-    pub async fn remove_controller(&self, name: &str) -> Result<(), Error> {
-        self.send_delete(&Wish::RemoveController { name }).await
-    }
-
-    /// Makes another controller the leader.
-    pub async fn transfer_leader(&self, name: &str) -> Result<(), Error> {
-        self.send_unit(&Wish::TransferLeader { name }).await.map(|_| ())
-    }
-
-    // ---- sending --------------------------------------------------------------------------------
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let answer = self.call(&reqwest::Method::GET, path, None).await?;

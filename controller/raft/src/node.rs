@@ -308,10 +308,18 @@ impl<A: Application> Node<A> {
     /// Not cancel-safe: the files may still be in use when it is dropped; await it to the end.
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
-        if let Err(error) = self.inner.raft.shutdown().await {
-            tracing::warn!(%error, "Raft did not stop cleanly");
+        match tokio::time::timeout(STOP, self.inner.raft.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "Raft did not stop cleanly"),
+            Err(_) => tracing::warn!("Raft did not stop in time"),
         }
-        self.inner.readers.close().await;
+        // A reader that somebody still has is closed with the process.
+        if tokio::time::timeout(STOP, self.inner.readers.close())
+            .await
+            .is_err()
+        {
+            tracing::warn!("somebody still reads the catalogue");
+        }
         let mut released = self.inner.released.lock().await;
         // Nothing is ever sent: it ends when the log's writer and the machine are gone.
         if tokio::time::timeout(STOP, released.recv()).await.is_err() {

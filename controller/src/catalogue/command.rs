@@ -63,6 +63,9 @@ pub enum Action {
         name: String,
         /// Revision.
         expect: Option<u64>,
+        /// Give up its pools without replicas, and what it still has to remove of deleted volumes.
+        #[serde(default)]
+        force: bool,
     },
     /// What a satellite told in its first message.
     NodeSeen {
@@ -93,6 +96,13 @@ pub enum Action {
         /// Replaces the limit.
         overprovision_milli: Option<u64>,
     },
+    /// What a node reported of pools that it had not made before.
+    PoolsObserved {
+        /// Reporting node; pools of others are ignored.
+        node: String,
+        /// Can be used.
+        ready: Vec<String>,
+    },
     /// Forgets a pool without replicas; its directory is left alone.
     DeletePool {
         /// Pool.
@@ -101,6 +111,12 @@ pub enum Action {
         node: String,
         /// Revision.
         expect: Option<u64>,
+        /// Give up what the node still has to remove there of deleted volumes.
+        #[serde(default)]
+        force: bool,
+        /// Why its node can't use it, when it says so. For the event of a pool that never came to be.
+        #[serde(default)]
+        refused: Option<String>,
     },
     /// A template.
     CreateClass(ClassWish),
@@ -122,6 +138,9 @@ pub enum Action {
         /// Every node was heard and nothing of it is left: nothing can be lost, though its row may be old.
         #[serde(default)]
         gone: bool,
+        /// At once: what its nodes have of it becomes tombstones.
+        #[serde(default)]
+        force: Option<ForcedDelete>,
     },
     /// What a node reported of replicas that are being made or removed.
     ReplicasObserved {
@@ -334,6 +353,15 @@ pub struct VolumeWish {
     pub together: Option<String>,
     /// Least in-sync replicas.
     pub min_in_sync: Option<u8>,
+}
+
+/// See [`Action::DeleteVolume`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForcedDelete {
+    /// Epoch the proposer saw: nobody who attached the volume since is cut off.
+    pub expect: Epoch,
+    /// Bytes each replica takes on its node, where that was heard.
+    pub allocated: Vec<(ReplicaId, u64)>,
 }
 
 /// See [`Action::CreateVolume`].

@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use super::command::{ClassWish, NodeKind, PoolWish, Purpose};
 use super::row::{
-    Attachment, Class, Event, History, Node, Place, Pool, ReplicaPhase, Signer, Volume, VolumePhase,
+    Attachment, Class, Event, History, Node, Place, Pool, ReplicaPhase, Signer, Tombstone, Volume,
+    VolumePhase,
 };
 use super::sql;
 
@@ -92,6 +93,7 @@ impl FromRow<'_, SqliteRow> for Pool {
             },
             promised: row.try_get("promised")?,
             replicas: row.try_get("replicas")?,
+            ready: row.try_get("ready")?,
             revision: row.try_get("revision")?,
         })
     }
@@ -195,6 +197,22 @@ impl FromRow<'_, SqliteRow> for Replica {
                 pool: row.try_get("pool")?,
                 phase: word(row, "phase", ReplicaPhase::from_word)?,
             },
+        })
+    }
+}
+
+impl FromRow<'_, SqliteRow> for Tombstone {
+    fn from_row(row: &SqliteRow) -> Result<Self> {
+        Ok(Self {
+            volume: VolumeId(uuid(row, "volume")?),
+            replica: ReplicaId(row.try_get("replica")?),
+            name: row.try_get("name")?,
+            node: row.try_get("node")?,
+            pool: row.try_get("pool")?,
+            size: row.try_get("size")?,
+            lineage: Lineage(uuid(row, "lineage")?),
+            allocated: row.try_get("allocated")?,
+            deleted: row.try_get("deleted")?,
         })
     }
 }
@@ -411,6 +429,34 @@ pub async fn volumes_which(conn: &mut SqliteConnection, which: Which<'_>) -> Res
 pub async fn volume_ids(conn: &mut SqliteConnection) -> Result<BTreeSet<VolumeId>> {
     let rows = sqlx::query(sql::VOLUME_IDS).fetch_all(conn).await?;
     rows.iter().map(|row| Ok(VolumeId(uuid(row, "id")?))).collect()
+}
+
+/// What is left of deleted volumes, on one node or all.
+pub async fn tombstones(conn: &mut SqliteConnection, node: Option<&str>) -> Result<Vec<Tombstone>> {
+    match node {
+        Some(node) => sqlx::query_as(sql::TOMBSTONES_ON).bind(node),
+        None => sqlx::query_as(sql::TOMBSTONES),
+    }
+    .fetch_all(conn)
+    .await
+}
+
+/// What is left of one replica.
+pub async fn tombstone(
+    conn: &mut SqliteConnection,
+    volume: VolumeId,
+    replica: ReplicaId,
+) -> Result<Option<Tombstone>> {
+    sqlx::query_as(sql::TOMBSTONE)
+        .bind(volume.to_string())
+        .bind(replica.0)
+        .fetch_optional(conn)
+        .await
+}
+
+/// Name and node of pools that their nodes have not reported as usable yet.
+pub async fn pools_unready(conn: &mut SqliteConnection) -> Result<Vec<(String, String)>> {
+    sqlx::query_as(sql::POOLS_UNREADY).fetch_all(conn).await
 }
 
 /// Replicas being made or removed.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use stor_replication::catalogue::VolumeRow;
-use stor_replication::ids::ReplicaId;
+use stor_replication::ids::{Lineage, ReplicaId, VolumeId};
 use stor_right::PublicKey;
 use uuid::Uuid;
 
@@ -45,6 +45,8 @@ pub struct Pool {
     pub promised: u64,
     /// Replicas here.
     pub replicas: u64,
+    /// Its node has reported once that it can be used.
+    pub ready: bool,
     /// Index of the last entry that changed it.
     pub revision: u64,
 }
@@ -124,6 +126,29 @@ pub enum ReplicaPhase {
     Ready,
     /// To be removed.
     Deleting,
+}
+
+/// A replica of a volume that is gone, which its node has not removed yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tombstone {
+    /// The volume's id.
+    pub volume: VolumeId,
+    /// Replica.
+    pub replica: ReplicaId,
+    /// The volume's name, which may be another volume's by now.
+    pub name: String,
+    /// Node.
+    pub node: String,
+    /// Pool.
+    pub pool: String,
+    /// The volume's size.
+    pub size: u64,
+    /// The history it belongs to.
+    pub lineage: Lineage,
+    /// Bytes it takes as last reported, where that was heard.
+    pub allocated: Option<u64>,
+    /// When the volume was deleted.
+    pub deleted: String,
 }
 
 /// How a volume's owner uses it.

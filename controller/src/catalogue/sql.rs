@@ -57,20 +57,23 @@ statements! {
     NODE_REPLICAS = "SELECT COUNT(*) FROM replicas WHERE node = ?";
     NODE_OWNED = "SELECT name FROM volumes WHERE owner = ? ORDER BY name LIMIT 1";
 
-    POOLS = "SELECT p.name, p.node, p.kind, p.dir, p.tags, p.overprovision_milli, p.revision, \
+    POOLS = "SELECT p.name, p.node, p.kind, p.dir, p.tags, p.overprovision_milli, p.ready, p.revision, \
         COALESCE(SUM(v.size), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
         LEFT JOIN replicas r ON r.node = p.node AND r.pool = p.name LEFT JOIN volumes v ON v.id = r.volume \
         GROUP BY p.name, p.node ORDER BY p.name, p.node";
-    POOL = "SELECT p.name, p.node, p.kind, p.dir, p.tags, p.overprovision_milli, p.revision, \
+    POOL = "SELECT p.name, p.node, p.kind, p.dir, p.tags, p.overprovision_milli, p.ready, p.revision, \
         COALESCE(SUM(v.size), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
         LEFT JOIN replicas r ON r.node = p.node AND r.pool = p.name LEFT JOIN volumes v ON v.id = r.volume \
         WHERE p.name = ? AND p.node = ? GROUP BY p.name, p.node";
     POOLS_ON = "SELECT name, kind, dir FROM pools WHERE node = ? ORDER BY name";
     POOL_AT = "SELECT name FROM pools WHERE node = ? AND dir = ?";
-    INSERT_POOL = "INSERT INTO pools (name, node, kind, dir, tags, overprovision_milli, revision) \
-        VALUES (?, ?, 'file', ?, ?, ?, ?)";
+    POOLS_UNREADY = "SELECT name, node FROM pools WHERE ready = 0 ORDER BY node, name";
+    INSERT_POOL = "INSERT INTO pools (name, node, kind, dir, tags, overprovision_milli, ready, revision) \
+        VALUES (?, ?, 'file', ?, ?, ?, 0, ?)";
+    POOL_READY = "UPDATE pools SET ready = 1 WHERE name = ? AND node = ?";
     UPDATE_POOL = "UPDATE pools SET tags = ?, overprovision_milli = ?, revision = ? WHERE name = ? AND node = ?";
     DELETE_POOL = "DELETE FROM pools WHERE name = ? AND node = ?";
+    DELETE_NODE_POOLS = "DELETE FROM pools WHERE node = ?";
 
     CLASSES_PAGE = "SELECT c.name, c.replicas, c.pool, c.tags, c.transport, c.spread, c.together, c.revision, \
         (SELECT COUNT(*) FROM volumes v WHERE v.class = c.name) AS volumes FROM classes c \
@@ -102,8 +105,9 @@ statements! {
     /// `?` is a JSON list of volume ids.
     REPLICAS = "SELECT volume, replica, node, pool, phase, in_sync, joined, since, reason FROM replicas \
         WHERE volume IN (SELECT value FROM json_each(?)) ORDER BY volume, replica";
+    /// Tombstones among them: to a node it is the same.
     REPLICAS_MOVING = "SELECT volume, replica, node, phase FROM replicas WHERE phase <> 'ready' \
-        ORDER BY volume, replica";
+        UNION ALL SELECT volume, replica, node, 'deleting' FROM tombstones ORDER BY volume, replica";
     INSERT_VOLUME = "INSERT INTO volumes (id, name, phase, size, epoch, config, owner, clean, clean_before, \
         lineage, min_in_sync, class, wish, created, revision) \
         VALUES (?, ?, 'creating', ?, 0, 0, NULL, 1, 1, ?, ?, ?, ?, ?, ?)";
@@ -123,6 +127,16 @@ statements! {
     UPDATE_REPLICA_PHASE = "UPDATE replicas SET phase = ? WHERE volume = ? AND replica = ?";
     UPDATE_REPLICA_PHASES = "UPDATE replicas SET phase = ? WHERE volume = ?";
     DELETE_REPLICA = "DELETE FROM replicas WHERE volume = ? AND replica = ?";
+
+    TOMBSTONES = "SELECT volume, replica, name, node, pool, size, lineage, allocated, deleted FROM tombstones \
+        ORDER BY volume, replica";
+    TOMBSTONES_ON = "SELECT volume, replica, name, node, pool, size, lineage, allocated, deleted FROM tombstones \
+        WHERE node = ? ORDER BY volume, replica";
+    TOMBSTONE = "SELECT volume, replica, name, node, pool, size, lineage, allocated, deleted FROM tombstones \
+        WHERE volume = ? AND replica = ?";
+    INSERT_TOMBSTONE = "INSERT INTO tombstones (volume, replica, name, node, pool, size, lineage, allocated, deleted) \
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    DELETE_TOMBSTONE = "DELETE FROM tombstones WHERE volume = ? AND replica = ?";
 
     SET_ATTACHMENT = "INSERT INTO attachments (volume, transport, read_only, purpose, detaching) \
         VALUES (?, ?, ?, ?, 0) ON CONFLICT (volume) DO UPDATE SET transport = excluded.transport, \

@@ -18,6 +18,10 @@ use super::command::*;
 use super::row::{ReplicaPhase, VolumePhase};
 use super::*;
 
+mod forced;
+mod objects;
+mod view;
+
 const GIB: u64 = 1 << 30;
 
 struct Catalogue {
@@ -236,460 +240,6 @@ async fn every_statement_fits_the_schema() {
 }
 
 #[tokio::test]
-async fn creates_are_idempotent_and_differences_are_named() {
-    let mut c = cluster().await;
-    assert_eq!(c.run(node("s1", NodeKind::Storage)).await, Ok(Outcome::Unchanged));
-    assert!(matches!(
-        c.run(node("s1", NodeKind::Diskless)).await,
-        Err(Refused::Exists { .. })
-    ));
-    assert_eq!(
-        c.run(Action::CreatePool(pool_wish("s1"))).await,
-        Ok(Outcome::Unchanged)
-    );
-    let other_dir = PoolWish {
-        dir: "/elsewhere".into(),
-        ..pool_wish("s1")
-    };
-    let refused = c.run(Action::CreatePool(other_dir)).await.unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "pool sp01 on s1 exists already and differs: its directory is /pools/s1"
-    );
-    let same_dir = PoolWish {
-        name: "sp02".into(),
-        ..pool_wish("s1")
-    };
-    let refused = c.run(Action::CreatePool(same_dir)).await.unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "pool sp01 on s1 exists already and differs: it has the directory /pools/s1"
-    );
-    let diskless = c.run(Action::CreatePool(pool_wish("k1"))).await.unwrap_err();
-    assert_eq!(diskless.to_string(), "node k1 is diskless and can't have pools");
-    assert!(matches!(
-        c.run(Action::CreatePool(pool_wish("s9"))).await,
-        Err(Refused::NoSuch { .. })
-    ));
-
-    assert_eq!(c.run(Action::CreateVolume(volume(1))).await, Ok(Outcome::Created));
-    // Another id: a retry that was planned again.
-    let again = NewVolume {
-        id: id(77),
-        ..volume(1)
-    };
-    assert_eq!(c.run(Action::CreateVolume(again)).await, Ok(Outcome::Unchanged));
-    let larger = NewVolume {
-        wish: wish(11 * GIB),
-        ..volume(1)
-    };
-    let refused = c.run(Action::CreateVolume(larger)).await.unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "volume v1 exists already and differs: its size is 10737418240 bytes"
-    );
-}
-
-#[tokio::test]
-async fn a_stale_placement_is_refused() {
-    let mut c = cluster().await;
-    let mut changed = volume(1);
-    changed.placements[1].pool_revision = 3;
-    assert!(matches!(
-        c.run(Action::CreateVolume(changed)).await,
-        Err(Refused::PlacementStale { .. })
-    ));
-    let mut full = volume(1);
-    full.placements[1].promise_limit = 10 * GIB - 1;
-    assert!(matches!(
-        c.run(Action::CreateVolume(full)).await,
-        Err(Refused::PlacementStale { .. })
-    ));
-    // Two creates that were planned at the same time share the limit.
-    let tight = |n| {
-        let mut new = volume(n);
-        for placement in &mut new.placements {
-            placement.promise_limit = 15 * GIB;
-        }
-        Action::CreateVolume(new)
-    };
-    assert_eq!(c.run(tight(1)).await, Ok(Outcome::Created));
-    let refused = c.run(tight(2)).await.unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "the placement is out of date: pool sp01 on s1 was promised to others"
-    );
-}
-
-#[tokio::test]
-async fn revisions_guard_changes() {
-    let mut c = cluster().await;
-    let set = |expect| Action::ChangeNode {
-        name: "s1".into(),
-        expect,
-        properties: BTreeMap::from([("zone".into(), String::new()), ("rack".into(), "7".into())]),
-    };
-    assert!(matches!(
-        c.run(set(Some(9))).await,
-        Err(Refused::Revision {
-            expected: 9,
-            current: 1,
-            ..
-        })
-    ));
-    assert_eq!(c.run(set(Some(1))).await, Ok(Outcome::Changed));
-    assert_eq!(c.run(set(None)).await, Ok(Outcome::Unchanged));
-    let node = load::node(&mut c.conn, "s1").await.unwrap().unwrap();
-    assert_eq!(node.properties, BTreeMap::from([("rack".into(), "7".into())]));
-    assert_eq!(node.revision, 7);
-}
-
-#[tokio::test]
-async fn what_is_in_use_stays() {
-    let mut c = with_volume().await;
-    let delete_node = |name: &str| Action::DeleteNode {
-        name: name.into(),
-        expect: None,
-    };
-    let delete_pool = || Action::DeletePool {
-        name: "sp01".into(),
-        node: "s1".into(),
-        expect: None,
-    };
-    assert_eq!(
-        c.run(delete_node("s1")).await.unwrap_err().to_string(),
-        "node s1 is in use: it holds 1 replica"
-    );
-    assert_eq!(
-        c.run(delete_pool()).await.unwrap_err().to_string(),
-        "pool sp01 on s1 is in use: it holds 1 replica"
-    );
-    row(c.run(Action::Attach(attach(1, "k1", 0))).await);
-    assert_eq!(
-        c.run(delete_node("k1")).await.unwrap_err().to_string(),
-        "node k1 is in use: volume v1 is attached there"
-    );
-    let delete = || Action::DeleteVolume {
-        name: "v1".into(),
-        expect: None,
-        gone: false,
-    };
-    assert_eq!(
-        c.run(delete()).await.unwrap_err().to_string(),
-        "volume v1 is in use: it is attached on node k1"
-    );
-    row(c
-        .run(change(
-            1,
-            Change::Detach {
-                expect: Epoch(1),
-                clean: true,
-            },
-            "k1",
-        ))
-        .await);
-    assert_eq!(c.run(delete_node("k1")).await, Ok(Outcome::Changed));
-
-    assert_eq!(c.run(delete()).await, Ok(Outcome::Changed));
-    assert_eq!(c.run(delete()).await, Ok(Outcome::Unchanged));
-    assert!(matches!(
-        c.run(Action::CreateVolume(volume(1))).await,
-        Err(Refused::State { .. })
-    ));
-    assert!(matches!(
-        c.run(Action::Attach(attach(1, "s1", 1))).await,
-        Err(Refused::State { .. })
-    ));
-    assert_eq!(
-        c.run(gone("s2", 1, 0)).await,
-        Ok(Outcome::Unchanged),
-        "s2 does not hold replica 0"
-    );
-    assert_eq!(c.run(gone("s1", 1, 0)).await, Ok(Outcome::Changed));
-    assert_eq!(c.volume("v1").await.places.len(), 1);
-    assert_eq!(
-        c.run(gone("s1", 1, 0)).await,
-        Ok(Outcome::Unchanged),
-        "reported again"
-    );
-    assert_eq!(c.run(gone("s2", 1, 1)).await, Ok(Outcome::Changed));
-    assert!(load::volume_named(&mut c.conn, "v1").await.unwrap().is_none());
-    assert_eq!(c.run(delete_pool()).await, Ok(Outcome::Changed));
-    assert_eq!(c.run(delete_node("s1")).await, Ok(Outcome::Changed));
-}
-
-#[tokio::test]
-async fn a_volume_is_available_once_all_replicas_are_there() {
-    let mut c = cluster().await;
-    c.run(Action::CreateVolume(volume(1))).await.unwrap();
-    assert!(matches!(
-        c.run(Action::Attach(attach(1, "k1", 0))).await,
-        Err(Refused::State { .. })
-    ));
-    assert_eq!(
-        c.run(observed("s2", 1, 0)).await,
-        Ok(Outcome::Unchanged),
-        "not its replica"
-    );
-    assert_eq!(c.run(observed("s1", 1, 0)).await, Ok(Outcome::Changed));
-    let volume = c.volume("v1").await;
-    assert_eq!(volume.phase, VolumePhase::Creating);
-    assert_eq!(volume.places[&ReplicaId(0)].phase, ReplicaPhase::Ready);
-    assert_eq!(c.run(observed("s2", 1, 1)).await, Ok(Outcome::Changed));
-    let volume = c.volume("v1").await;
-    assert_eq!(volume.phase, VolumePhase::Available);
-    assert!(volume.row.clean && volume.row.owner.is_none());
-    assert_eq!(volume.row.in_sync().count(), 2);
-}
-
-#[tokio::test]
-async fn one_node_at_a_time_has_a_volume() {
-    let mut c = with_volume().await;
-    let first = row(c.run(Action::Attach(attach(1, "k1", 0))).await);
-    assert_eq!(
-        (first.view.epoch, first.owner.as_deref(), first.clean_before),
-        (Epoch(1), Some("k1"), true)
-    );
-    assert_eq!(
-        c.run(Action::Attach(attach(1, "k1", 1))).await,
-        Ok(Outcome::Unchanged)
-    );
-    let as_file = Attach {
-        transport: "fuse".into(),
-        ..attach(1, "k1", 1)
-    };
-    assert!(matches!(
-        c.run(Action::Attach(as_file)).await,
-        Err(Refused::Exists { .. })
-    ));
-    let refused = c.run(Action::Attach(attach(1, "s1", 1))).await.unwrap_err();
-    assert_eq!(refused.to_string(), "the volume is attached on node k1");
-    let forced = Attach {
-        force: true,
-        ..attach(1, "s1", 1)
-    };
-    let second = row(c.run(Action::Attach(forced)).await);
-    assert_eq!(
-        (second.view.epoch, second.owner.as_deref(), second.clean_before),
-        (Epoch(2), Some("s1"), false)
-    );
-    // The fenced engine of k1 asks in vain.
-    let refused = c
-        .run(change(
-            1,
-            Change::Restart {
-                owner: "k1".into(),
-                expect: Epoch(1),
-            },
-            "k1",
-        ))
-        .await;
-    assert!(matches!(
-        refused,
-        Err(Refused::View {
-            refusal: Refusal::NotOwner { .. },
-            ..
-        })
-    ));
-    let events = load::events(&mut c.conn, 0, 100).await.unwrap();
-    assert!(
-        events
-            .iter()
-            .any(|e| e.kind == "volume-fenced" && e.severity == "warning")
-    );
-}
-
-#[tokio::test]
-async fn a_detach_asks_the_engine_first_and_force_does_not() {
-    let mut c = with_volume().await;
-    row(c.run(Action::Attach(attach(1, "k1", 0))).await);
-    let detach = |force| Action::Detach {
-        volume: id(1),
-        expect: Epoch(1),
-        force,
-    };
-    let asked = row(c.run(detach(false)).await);
-    assert_eq!(asked.owner.as_deref(), Some("k1"));
-    assert!(c.volume("v1").await.attachment.unwrap().detaching);
-    assert_eq!(c.run(detach(false)).await, Ok(Outcome::Unchanged));
-    assert!(matches!(
-        c.run(Action::Attach(attach(1, "k1", 1))).await,
-        Err(Refused::View { .. })
-    ));
-    let ended = row(c.run(detach(true)).await);
-    assert_eq!((ended.owner, ended.clean), (None, false));
-    assert!(c.volume("v1").await.attachment.is_none());
-    assert_eq!(c.run(detach(true)).await, Ok(Outcome::Unchanged));
-}
-
-#[tokio::test]
-async fn members_leave_and_join_under_the_view_only() {
-    let mut c = with_volume().await;
-    row(c.run(Action::Attach(attach(1, "k1", 0))).await);
-    let view = |config| View {
-        epoch: Epoch(1),
-        config: ConfigSeq(config),
-    };
-    let members = vec![(ReplicaId(1), EjectReason::Unreachable)];
-    let remove = |expect| Change::Remove {
-        expect,
-        members: members.clone(),
-    };
-    let by_other = c.run(change(1, remove(view(0)), "s1")).await.unwrap_err();
-    assert!(matches!(
-        by_other,
-        Refused::View {
-            refusal: Refusal::NotOwner { .. },
-            ..
-        }
-    ));
-    row(c.run(change(1, remove(view(0)), "k1")).await);
-    let stored = c.volume("v1").await.row;
-    assert_eq!(
-        stored.replicas[&ReplicaId(1)].state,
-        MemberState::Stale {
-            since: Some(view(1).config),
-            reason: EjectReason::Unreachable
-        }
-    );
-    // Proposed again because its answer was lost: refused, with the row that shows it was done.
-    match c.run(change(1, remove(view(0)), "k1")).await {
-        Err(Refused::View {
-            refusal: Refusal::ViewChanged { .. },
-            row,
-        }) => assert_eq!(*row, stored),
-        other => panic!("{other:?}"),
-    }
-    let joined = row(c
-        .run(change(
-            1,
-            Change::Add {
-                expect: view(1),
-                member: ReplicaId(1),
-            },
-            "k1",
-        ))
-        .await);
-    assert_eq!(joined.replicas[&ReplicaId(1)].joined, Some(view(2).config));
-    assert_eq!(c.volume("v1").await.row, joined);
-}
-
-#[tokio::test]
-async fn healing_gives_way_to_users() {
-    let mut c = with_volume().await;
-    let healing = |node: &str, epoch| Attach {
-        transport: "none".into(),
-        purpose: Purpose::Healing,
-        ..attach(1, node, epoch)
-    };
-    row(c.run(Action::Attach(healing("s1", 0))).await);
-    let second = c
-        .run(Action::Attach(Attach {
-            force: true,
-            ..healing("s2", 1)
-        }))
-        .await;
-    assert!(matches!(
-        second,
-        Err(Refused::View {
-            refusal: Refusal::Attached { .. },
-            ..
-        })
-    ));
-    let user = row(c.run(Action::Attach(attach(1, "k1", 1))).await);
-    assert_eq!((user.owner.as_deref(), user.view.epoch), (Some("k1"), Epoch(2)));
-    let over_user = c
-        .run(Action::Attach(Attach {
-            force: true,
-            ..healing("s1", 2)
-        }))
-        .await;
-    assert!(matches!(
-        over_user,
-        Err(Refused::View {
-            refusal: Refusal::Attached { .. },
-            ..
-        })
-    ));
-    row(c
-        .run(change(
-            1,
-            Change::Detach {
-                expect: Epoch(2),
-                clean: false,
-            },
-            "k1",
-        ))
-        .await);
-    row(c.run(Action::Attach(healing("s1", 2))).await);
-    assert_eq!(
-        c.run(Action::DeleteVolume {
-            name: "v1".into(),
-            expect: None,
-            gone: false
-        })
-        .await,
-        Ok(Outcome::Changed)
-    );
-    assert!(c.volume("v1").await.row.owner.is_none());
-}
-
-#[tokio::test]
-async fn a_node_never_attaches_by_itself() {
-    let mut c = with_volume().await;
-    row(c.run(Action::Attach(attach(1, "k1", 0))).await);
-    let grab = Change::Attach {
-        owner: "k1".into(),
-        expect: Epoch(1),
-        force: true,
-    };
-    assert!(matches!(
-        c.run(change(1, grab, "k1")).await,
-        Err(Refused::State { .. })
-    ));
-}
-
-#[tokio::test]
-async fn nodes_are_told_what_concerns_them() {
-    let mut c = with_volume().await;
-    let before = (
-        c.desired("s1").await,
-        c.desired("s2").await,
-        c.desired("k1").await,
-    );
-    row(c.run(Action::Attach(attach(1, "k1", 0))).await);
-    assert_eq!(c.desired("k1").await, c.index);
-    assert_eq!(
-        (c.desired("s1").await, c.desired("s2").await),
-        (before.0, before.1)
-    );
-    let seen = |address: &str| Action::NodeSeen {
-        name: "s2".into(),
-        seen: Seen {
-            data_address: Some(address.into()),
-            version: "0.1.0".into(),
-            boot_id: "b".into(),
-            transports: Vec::new(),
-        },
-    };
-    assert_eq!(c.run(seen("10.0.0.2:3371")).await, Ok(Outcome::Changed));
-    assert_eq!(c.desired("k1").await, c.index, "its engine dials s2");
-    assert_eq!(c.run(seen("10.0.0.2:3371")).await, Ok(Outcome::Unchanged));
-    let forced = Attach {
-        force: true,
-        ..attach(1, "s1", 1)
-    };
-    row(c.run(Action::Attach(forced)).await);
-    assert_eq!(
-        (c.desired("k1").await, c.desired("s1").await),
-        (c.index, c.index),
-        "one stops, one starts"
-    );
-    let since = load::desired_since(&mut c.conn, c.index - 1).await.unwrap();
-    assert_eq!(since.len(), 2);
-}
-
-#[tokio::test]
 async fn only_the_newest_events_are_kept() {
     let mut c = cluster().await;
     let first = load::last_event(&mut c.conn).await.unwrap();
@@ -819,6 +369,7 @@ async fn replaying_the_log_gives_the_same_database() {
         name: "v4".into(),
         expect: None,
         gone: false,
+        force: None,
     })
     .await
     .unwrap();
@@ -827,11 +378,31 @@ async fn replaying_the_log_gives_the_same_database() {
         c.run(Action::DeleteVolume {
             name: "v3".into(),
             expect: None,
-            gone: false
+            gone: false,
+            force: None,
         })
         .await
         .is_err()
     );
+
+    c.run(Action::PoolsObserved {
+        node: "s1".into(),
+        ready: vec!["sp01".into()],
+    })
+    .await
+    .unwrap();
+    c.run(Action::DeleteVolume {
+        name: "v5".into(),
+        expect: None,
+        gone: false,
+        force: Some(ForcedDelete {
+            expect: Epoch(1),
+            allocated: vec![(ReplicaId(0), 4096)],
+        }),
+    })
+    .await
+    .unwrap();
+    c.run(gone("s1", 5, 0)).await.unwrap();
 
     let written = dump(&mut c.conn).await;
     assert!(written.contains("cache-lost") && written.contains("v5"));

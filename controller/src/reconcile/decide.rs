@@ -35,6 +35,24 @@ pub(super) fn replicas(moving: &[Moving], seen: &Observations) -> Vec<Action> {
         .collect()
 }
 
+/// Pools that were asked for and can be used; one command per node. `unready`: name and node.
+pub(super) fn pools(unready: &[(String, String)], seen: &Observations) -> Vec<Action> {
+    let mut by_node: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (pool, node) in unready {
+        let report = seen.node(node).and_then(|heard| heard.pools.get(pool));
+        if report.is_some_and(|report| report.error.is_empty()) {
+            by_node.entry(node).or_default().push(pool.clone());
+        }
+    }
+    by_node
+        .into_iter()
+        .map(|(node, ready)| Action::PoolsObserved {
+            node: node.to_owned(),
+            ready,
+        })
+        .collect()
+}
+
 /// Nodes whose connection is not what was last recorded. That one is gone is not said before all had the time to
 /// dial a new leader, and not of one that never came.
 pub(super) fn connections(nodes: &[Node], seen: &Observations, settled: bool) -> Vec<Action> {

@@ -74,6 +74,7 @@ async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
 async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Result<Vec<Action>, Trouble> {
     let mut look = cluster.look_local().await?;
     let moving = load::moving(look.rows()).await?;
+    let unready = load::pools_unready(look.rows()).await?;
     let nodes = load::nodes(look.rows()).await?;
     let mut detaching = load::volumes_which(look.rows(), Which::Detaching).await?;
     let unhealed = load::volumes_which(look.rows(), Which::Unhealed).await?;
@@ -83,6 +84,7 @@ async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Res
     being_healed.retain(|volume| !volume.doubt);
     let seen = look.seen.clone();
     let mut actions = decide::replicas(&moving, &seen);
+    actions.extend(decide::pools(&unready, &seen));
     actions.extend(decide::connections(&nodes, &seen, settled));
     let led = cluster.led_for();
     actions.extend(decide::lost_owners(&detaching, &seen, led));

@@ -62,28 +62,24 @@ pub(super) fn plan(steps: Vec<String>, placement: Vec<PlacementVerdict>) -> Resp
     Json(Plan { steps, placement }).into_response()
 }
 
-/// A change that was made, or only planned.
-pub(super) enum Change {
-    /// What became of it.
-    Made(Outcome),
-    /// The answer to a dry run.
-    Planned(Response),
-}
-
-/// Makes a change, or says what it would do.
-pub(super) async fn change(
+/// Makes a change and answers what `made` shows, or says what it would do.
+pub(super) async fn change<F>(
     cluster: &Cluster,
     manner: Manner,
     action: Action,
     step: String,
-) -> Result<Change, Failure> {
+    made: impl FnOnce(Outcome) -> F,
+) -> Answer
+where
+    F: Future<Output = Answer>,
+{
     if !manner.dry_run {
-        return Ok(Change::Made(cluster.propose(action).await??));
+        return made(cluster.propose(action).await??).await;
     }
     let mut look = cluster.look().await?;
     let steps = match catalogue::check(look.rows(), &action).await?? {
         Outcome::Unchanged => Vec::new(),
         Outcome::Created | Outcome::Changed | Outcome::Row(_) => vec![step],
     };
-    Ok(Change::Planned(plan(steps, Vec::new())))
+    Ok(plan(steps, Vec::new()))
 }

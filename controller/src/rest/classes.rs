@@ -8,7 +8,7 @@ use stor_api::name;
 use stor_api::objects::{Class, ClassSpec, Page};
 use stor_api::problem::Problem;
 
-use super::answer::{Answer, Change, change, created, done, object, page};
+use super::answer::{Answer, change, created, done, object, page};
 use super::attachments::check_transport;
 use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
 use super::problem::Failure;
@@ -87,10 +87,10 @@ pub(super) async fn create(
         together: spec.together,
     };
     let step = format!("make class {}", spec.name);
-    match change(&cluster, manner, Action::CreateClass(wish), step).await? {
-        Change::Planned(plan) => Ok(plan),
-        Change::Made(outcome) => show_class(&cluster, &spec.name, created(&outcome)).await,
-    }
+    change(&cluster, manner, Action::CreateClass(wish), step, |outcome| {
+        show_class(&cluster, &spec.name, created(&outcome))
+    })
+    .await
 }
 
 /// Take a class away; volumes made from it stay as they are.
@@ -103,8 +103,12 @@ pub(super) async fn delete(
     IfMatch(expect): IfMatch,
 ) -> Answer {
     let step = format!("take class {name} away");
-    match change(&cluster, manner, Action::DeleteClass { name, expect }, step).await? {
-        Change::Planned(plan) => Ok(plan),
-        Change::Made(_) => Ok(done()),
-    }
+    change(
+        &cluster,
+        manner,
+        Action::DeleteClass { name, expect },
+        step,
+        |_| async { Ok(done()) },
+    )
+    .await
 }

@@ -155,6 +155,7 @@ pub(super) async fn status(State(cluster): State<Arc<Cluster>>, _: Params<Nothin
     let pools = load::pools(look.rows()).await?;
     let rows = load::volumes_which(look.rows(), Which::All).await?;
     let history = load::history(look.rows()).await?;
+    let left = load::tombstones(look.rows(), None).await?;
     let seen = &look.seen;
     let status = show::status(show::Facts {
         cluster_id,
@@ -163,6 +164,10 @@ pub(super) async fn status(State(cluster): State<Arc<Cluster>>, _: Params<Nothin
         pools: &pools.iter().map(|row| show::pool(row, seen)).collect::<Vec<_>>(),
         rows: &rows,
         volumes: &rows.iter().map(|row| show::volume(row, seen)).collect::<Vec<_>>(),
+        tombstones: &left
+            .iter()
+            .map(|row| show::tombstone(row, seen))
+            .collect::<Vec<_>>(),
         seen,
         node_rows: &nodes,
         history,

@@ -2,7 +2,7 @@
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use utoipa::IntoParams;
@@ -59,11 +59,15 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
-        let Query(query) = Query::try_from_uri(&parts.uri).map_err(|error| {
-            Failure::invalid(format!("the query is not understood: {}", error.body_text()))
-        })?;
-        Ok(Self(query))
+        query(&parts.uri).map(Self)
     }
+}
+
+/// The query of a request.
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
+    let Query(query) = Query::try_from_uri(uri)
+        .map_err(|error| Failure::invalid(format!("the query is not understood: {}", error.body_text())))?;
+    Ok(query)
 }
 
 /// The names in the path.

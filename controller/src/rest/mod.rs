@@ -16,6 +16,7 @@ mod backup;
 mod behind;
 mod classes;
 mod controllers;
+mod deletion;
 mod extract;
 mod front;
 mod local;
@@ -70,7 +71,8 @@ fn documented() -> OpenApiRouter<Arc<Cluster>> {
         .routes(routes!(classes::list, classes::create))
         .routes(routes!(classes::get, classes::delete))
         .routes(routes!(volumes::list, volumes::create))
-        .routes(routes!(volumes::get, volumes::delete))
+        .routes(routes!(volumes::get, deletion::delete))
+        .routes(routes!(deletion::tombstones))
         .routes(routes!(volumes::replicas_of))
         .routes(routes!(volumes::replicas))
         .routes(routes!(behind::adopt))

@@ -8,7 +8,7 @@ use stor_api::name;
 use stor_api::objects::{Disk, Node, NodeChange, NodeKind, NodeSpec, Page};
 use stor_api::problem::Problem;
 
-use super::answer::{Answer, Change, change, created, cut, done, object, page};
+use super::answer::{Answer, change, created, cut, done, object, page};
 use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use crate::catalogue::command::{self, NodeWish};
@@ -71,10 +71,10 @@ pub(super) async fn create(
             .collect(),
     };
     let step = format!("register node {} at {}", wish.name, wish.address);
-    match change(&cluster, manner, Action::RegisterNode(wish), step).await? {
-        Change::Planned(plan) => Ok(plan),
-        Change::Made(outcome) => show_node(&cluster, &spec.name, created(&outcome)).await,
-    }
+    change(&cluster, manner, Action::RegisterNode(wish), step, |outcome| {
+        show_node(&cluster, &spec.name, created(&outcome))
+    })
+    .await
 }
 
 /// A host name or address, without a port: the satellite tells its ports itself.
@@ -106,13 +106,14 @@ pub(super) async fn set(
         expect,
         properties: wanted.properties,
     };
-    match change(&cluster, manner, action, step).await? {
-        Change::Planned(plan) => Ok(plan),
-        Change::Made(_) => show_node(&cluster, &name, StatusCode::OK).await,
-    }
+    change(&cluster, manner, action, step, |_| {
+        show_node(&cluster, &name, StatusCode::OK)
+    })
+    .await
 }
 
-/// Forget a node that holds nothing.
+/// Forget a node that holds nothing; with `force` also its pools without replicas, and what it still has to remove of
+/// deleted volumes.
 #[utoipa::path(delete, path = "/api/v1/nodes/{node}", operation_id = "nodes_delete", tag = "nodes", params(("node" = String, Path), Manner),
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(
@@ -122,24 +123,24 @@ pub(super) async fn delete(
     IfMatch(expect): IfMatch,
 ) -> Answer {
     let step = format!("forget node {name}");
-    match change(
+    // Force is for nodes that are gone. One that is there can do its work, and be asked about.
+    let force = manner.force && !cluster.look().await?.end().online(&name);
+    change(
         &cluster,
         manner,
         Action::DeleteNode {
             name: name.clone(),
             expect,
+            force,
         },
         step,
-    )
-    .await?
-    {
-        Change::Planned(plan) => Ok(plan),
-        Change::Made(_) => {
+        |_| async {
             cluster.sessions.close(&name);
             cluster.observed.forget(&name);
             Ok(done())
-        }
-    }
+        },
+    )
+    .await
 }
 
 /// Block devices of the nodes that are online.

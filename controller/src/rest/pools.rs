@@ -8,7 +8,7 @@ use stor_api::name;
 use stor_api::objects::{Page, Pool, PoolChange, PoolSpec};
 use stor_api::problem::Problem;
 
-use super::answer::{Answer, Change, change, created, cut, done, object};
+use super::answer::{Answer, change, created, cut, done, object};
 use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use crate::catalogue::command::PoolWish;
@@ -84,10 +84,10 @@ pub(super) async fn create(
     };
     let (name, node) = (wish.name.clone(), wish.node.clone());
     let step = format!("make pool {name} on node {node} in {}", wish.dir);
-    match change(&cluster, manner, Action::CreatePool(wish), step).await? {
-        Change::Planned(plan) => Ok(plan),
-        Change::Made(outcome) => show_pool(&cluster, &name, &node, created(&outcome)).await,
-    }
+    change(&cluster, manner, Action::CreatePool(wish), step, |outcome| {
+        show_pool(&cluster, &name, &node, created(&outcome))
+    })
+    .await
 }
 
 /// Absolute, without `.` and `..`, so that one directory has one spelling.
@@ -150,20 +150,18 @@ pub(super) async fn set(
         tags: wanted.tags.map(sorted),
         overprovision_milli: wanted.overprovision.map(thousandths).transpose()?,
     };
-    match change(
+    change(
         &cluster,
         manner,
         action,
         format!("change pool {name} on node {node}"),
+        |_| show_pool(&cluster, &name, &node, StatusCode::OK),
     )
-    .await?
-    {
-        Change::Planned(plan) => Ok(plan),
-        Change::Made(_) => show_pool(&cluster, &name, &node, StatusCode::OK).await,
-    }
+    .await
 }
 
-/// Take an empty pool away from a node; its directory stays.
+/// Take an empty pool away from a node; its directory stays. With `force` also when the node still has to remove
+/// something there of deleted volumes, which is left behind.
 #[utoipa::path(delete, path = "/api/v1/pools/{pool}/nodes/{node}", operation_id = "pools_delete", tag = "pools",
     params(("pool" = String, Path), ("node" = String, Path), Manner),
     responses((status = 204), (status = "default", body = Problem)))]
@@ -174,8 +172,23 @@ pub(super) async fn delete(
     IfMatch(expect): IfMatch,
 ) -> Answer {
     let step = format!("take pool {name} away from node {node}; its directory stays");
-    match change(&cluster, manner, Action::DeletePool { name, node, expect }, step).await? {
-        Change::Planned(plan) => Ok(plan),
-        Change::Made(_) => Ok(done()),
-    }
+    let seen = cluster.look().await?.end();
+    let report = seen.node(&node).and_then(|heard| heard.pools.get(&name));
+    let refused = report
+        .map(|report| report.error.clone())
+        .filter(|error| !error.is_empty());
+    change(
+        &cluster,
+        manner,
+        Action::DeletePool {
+            name,
+            node,
+            expect,
+            force: manner.force,
+            refused,
+        },
+        step,
+        |_| async { Ok(done()) },
+    )
+    .await
 }

@@ -208,7 +208,20 @@ impl From<Refused> for Failure {
                     "choose another name, or ask for exactly what is there"
                 }
             }),
-            Refused::InUse { .. } => Self::conflict("in-use", title),
+            Refused::InUse { object, .. } => {
+                let name = &object.name;
+                Self::conflict("in-use", title).remedy(match object.kind {
+                    Kind::Node => format!(
+                        "see what it has with `storctl volume list --node {name}` and `storctl pool list`; with force, \
+                         a node that is gone loses its pools without replicas"
+                    ),
+                    Kind::Pool => "delete the volumes that have replicas in it; with force, what is left there of \
+                                   deleted volumes is left behind"
+                        .to_owned(),
+                    Kind::Volume => format!("detach it first: storctl volume detach {name}"),
+                    Kind::Class | Kind::Attachment | Kind::Cluster | Kind::Controller => String::new(),
+                })
+            }
             Refused::Revision { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "changed", title)
                 .remedy("read it again and decide anew"),
             Refused::State { .. } => Self::conflict("state", title),

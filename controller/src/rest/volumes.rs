@@ -12,10 +12,9 @@ use stor_replication::ids::{Lineage, VolumeId};
 use uuid::Uuid;
 
 use super::answer::{Answer, created, cut, object, page, plan};
-use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
+use super::extract::{At, Body, List, Manner, Nothing, Params};
 use super::problem::Failure;
-use crate::behind;
-use crate::catalogue::command::{ClassWish, NewVolume, NodeKind, Placement, Purpose, VolumeWish};
+use crate::catalogue::command::{ClassWish, NewVolume, NodeKind, Placement, VolumeWish};
 use crate::catalogue::load::{self, Which};
 use crate::catalogue::{self, Action, Outcome, Refused, row};
 use crate::cluster::{Cluster, Look};
@@ -79,7 +78,7 @@ pub(super) async fn need(look: &mut Look, name: &str) -> Result<row::Volume, Fai
     found.ok_or_else(|| Failure::not_found(format!("volume {name}")))
 }
 
-async fn show_volume(cluster: &Cluster, name: &str, status: StatusCode) -> Answer {
+pub(super) async fn show_volume(cluster: &Cluster, name: &str, status: StatusCode) -> Answer {
     let mut look = cluster.look().await?;
     let row = need(&mut look, name).await?;
     Ok(object(status, row.row.revision, &show::volume(&row, &look.seen)))
@@ -363,72 +362,4 @@ fn describe(new: &NewVolume) -> Vec<String> {
     };
     steps.extend(new.placements.iter().map(place));
     steps
-}
-
-/// Delete a detached volume; with `force`, also one attached on a node that is not connected, whose engine is fenced.
-#[utoipa::path(delete, path = "/api/v1/volumes/{volume}", operation_id = "volumes_delete", tag = "volumes", params(("volume" = String, Path), Manner),
-    responses((status = 202, body = Volume, description = "Gone once it is not found any more"),
-        (status = "default", body = Problem)))]
-pub(super) async fn delete(
-    State(cluster): State<Arc<Cluster>>,
-    At(name): At<String>,
-    Params(manner): Params<Manner>,
-    IfMatch(expect): IfMatch,
-) -> Answer {
-    let mut look = cluster.look().await?;
-    let row = need(&mut look, &name).await?;
-    // Force is for nodes that are away. What is in use on one that is there is detached first, by its user.
-    if let Some(attachment) = show::user_attachment(&row, &look.seen)
-        && manner.force
-        && look.seen.online(&attachment.node)
-    {
-        let node = attachment.node;
-        let title = format!("volume {name} is attached on node {node}, which is connected");
-        return Err(Failure::conflict("attached", title)
-            .because("Force does without nodes that are away, not without the users of a volume.")
-            .remedy(format!("detach it from {node} first")));
-    }
-    let used_on = row
-        .attachment
-        .as_ref()
-        .filter(|attachment| manner.force && attachment.purpose == Purpose::User)
-        .and(row.row.owner.clone());
-    let gone = super::behind::is_gone(&mut look, &row).await?;
-    if !gone && let Some(why) = behind::in_short(&row, &look.seen) {
-        return Err(Failure::behind(&name, &format!("It is known of it: {why}.")));
-    }
-    let action = Action::DeleteVolume {
-        name: name.clone(),
-        expect,
-        gone,
-    };
-    if manner.dry_run {
-        let mut steps: Vec<String> = used_on
-            .iter()
-            .map(|node| format!("detach it from node {node}, whose engine is fenced"))
-            .collect();
-        if used_on.is_none() {
-            catalogue::check(look.rows(), &action).await??;
-        }
-        let place = |member: &stor_replication::catalogue::Member| {
-            format!("remove the replica on node {}", member.node)
-        };
-        steps.extend(row.row.replicas.values().map(place));
-        return Ok(plan(steps, Vec::new()));
-    }
-    drop(look);
-    if used_on.is_some() {
-        let detach = Action::Detach {
-            volume: row.row.volume,
-            expect: row.row.view.epoch,
-            force: true,
-        };
-        cluster.propose(detach).await??;
-    }
-    cluster.propose(action).await??;
-    // It may be gone by now.
-    match show_volume(&cluster, &name, StatusCode::ACCEPTED).await {
-        Ok(response) => Ok(response),
-        Err(_) => Ok(super::answer::done()),
-    }
 }

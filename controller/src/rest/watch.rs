@@ -5,12 +5,15 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Uri;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
+use serde::Deserialize;
 use stor_raft::{HttpRequest, HttpResponse};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use super::extract::query;
 use super::front::Front;
 use super::problem::Failure;
 use crate::catalogue::load;
@@ -57,26 +60,21 @@ pub(super) async fn stream(front: Arc<Front>, request: HttpRequest) -> Response 
     };
     let applied = front.cluster.raft.applied();
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    let (path, query) = request
-        .path_and_query
-        .split_once('?')
-        .unwrap_or((&request.path_and_query, ""));
-    if path == "/api/v1/events" {
-        let after = query
-            .split('&')
-            .find_map(|part| part.strip_prefix("after="))
-            .map(str::parse);
-        return match after.transpose() {
-            Ok(after) => {
+    let Ok(uri) = request.path_and_query.parse::<Uri>() else {
+        return Failure::invalid("the path is not understood").into_response();
+    };
+    if uri.path() == "/api/v1/events" {
+        return match query::<Since>(&uri) {
+            Ok(Since { after }) => {
                 let follow = Follow {
                     front,
-                    after: after.unwrap_or(0),
+                    after,
                     applied,
                     _permit: permit,
                 };
                 Sse::new(events(follow)).keep_alive(keep_alive).into_response()
             }
-            Err(_) => Failure::invalid("after must be the number of an event").into_response(),
+            Err(failure) => failure.into_response(),
         };
     }
     // What can't be answered can't be watched either. Without a leader the first answer is waited for.
@@ -94,6 +92,14 @@ pub(super) async fn stream(front: Arc<Front>, request: HttpRequest) -> Response 
         _permit: permit,
     };
     Sse::new(answers(watch)).keep_alive(keep_alive).into_response()
+}
+
+/// What a stream of events takes: it has no pages, and so no limit.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Since {
+    #[serde(default)]
+    after: u64,
 }
 
 struct Follow {

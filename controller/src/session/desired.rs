@@ -6,7 +6,7 @@ use stor_replication::catalogue::{MemberState, VolumeRow};
 
 use super::wire::{self, Addresses};
 use crate::catalogue::load::{self, Which};
-use crate::catalogue::row::{ReplicaPhase, Signer, Volume};
+use crate::catalogue::row::{ReplicaPhase, Signer, Tombstone, Volume};
 use crate::rights::Issuer;
 
 /// Loads the desired state of a node, with its rights; `None` when the node is not registered.
@@ -20,8 +20,10 @@ pub async fn load(
     };
     let pools = load::pools_on(conn, node).await?;
     let volumes = load::volumes_which(conn, Which::On(node)).await?;
+    let tombstones = load::tombstones(conn, Some(node)).await?;
     let addresses = addresses(conn).await?;
     let mut desired = desired(node, row.desired, pools, &volumes, &addresses);
+    desired.replicas.extend(tombstones.iter().map(removal));
     desired.keys = load::signers(conn).await?.iter().map(key).collect();
     for volume in &volumes {
         let id = volume.row.volume.to_string();
@@ -112,6 +114,21 @@ fn replicas<'a>(node: &'a str, volume: &'a Volume) -> impl Iterator<Item = proto
                 delete: place.phase == ReplicaPhase::Deleting,
             })
         })
+}
+
+/// What is left of a deleted volume is to be removed like any replica.
+fn removal(tombstone: &Tombstone) -> proto::Replica {
+    proto::Replica {
+        volume_id: tombstone.volume.to_string(),
+        volume_name: tombstone.name.clone(),
+        replica: tombstone.replica.0,
+        pool: tombstone.pool.clone(),
+        size_bytes: tombstone.size,
+        lineage: tombstone.lineage.to_string(),
+        create: false,
+        in_sync: false,
+        delete: true,
+    }
 }
 
 fn engine(node: &str, volume: &Volume, addresses: &Addresses) -> Option<proto::Engine> {

@@ -1,4 +1,4 @@
-//! Requests of satellites: changes of a volume's view, and linearizable reads of it.
+//! Requests of satellites: changes of a volume's view.
 
 use stor_proto::satellite::{self as proto, answer, request};
 use stor_replication::catalogue::{Change, Refusal, VolumeRow};
@@ -17,7 +17,6 @@ const BEHIND: &str = "catalogue-behind";
 pub(super) async fn answer(cluster: &Cluster, node: &str, request: proto::Request) -> proto::Answer {
     let answered = match &request.kind {
         Some(request::Kind::Change(change)) => change_view(cluster, node, change).await,
-        Some(request::Kind::Read(read)) => read_volume(cluster, node, read).await,
         None => Err(Malformed::Empty.into()),
     };
     let kind = match answered {
@@ -114,14 +113,6 @@ async fn behind(cluster: &Cluster, id: VolumeId) -> Result<Option<String>, Faile
             volume.row.view, volume.name
         )
     }))
-}
-
-async fn read_volume(
-    cluster: &Cluster,
-    node: &str,
-    read: &proto::ReadVolume,
-) -> Result<answer::Kind, Failed> {
-    read_row(cluster, node, wire::volume_id(&read.volume_id)?).await
 }
 
 async fn read_row(cluster: &Cluster, node: &str, id: VolumeId) -> Result<answer::Kind, Failed> {

@@ -1,12 +1,12 @@
 //! Health: every reason why something needs a look, with what to do, worst first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stor_api::objects::{
     AttachmentState, Check, Controller, ControllerRole, Health, NodeKind, NodeState, Pool, PoolState,
     ReplicaState, Severity, Status, StatusNodes, StatusPool, VolumeState,
 };
-use stor_api::objects::{Node, Volume};
+use stor_api::objects::{Node, Tombstone, TombstoneState, Volume};
 use stor_api::size;
 
 use super::history;
@@ -32,6 +32,8 @@ pub struct Facts<'a> {
     pub rows: &'a [row::Volume],
     /// The same as they are shown.
     pub volumes: &'a [Volume],
+    /// What is left of deleted volumes.
+    pub tombstones: &'a [Tombstone],
     /// What satellites report.
     pub seen: &'a Observations,
     /// Nodes as they are stored.
@@ -47,6 +49,8 @@ pub fn status(facts: Facts<'_>) -> Status {
     checks.extend(pools(facts.pools));
     checks.extend(volumes(facts.volumes));
     checks.extend(history::checks(&facts));
+    checks.extend(left_behind(facts.tombstones));
+    let mut checks = folded(checks);
     checks.sort_by(|a, b| {
         b.severity
             .cmp(&a.severity)
@@ -74,6 +78,38 @@ pub fn status(facts: Facts<'_>) -> Status {
     }
 }
 
+/// Of what goes wrong in many places the same way, this many are told one by one.
+const ONE_BY_ONE: usize = 4;
+
+/// Checks of one code as one, where there are many: a node that is gone concerns each of its volumes.
+fn folded(checks: Vec<Check>) -> Vec<Check> {
+    let mut kinds: BTreeMap<(Severity, String), Vec<Check>> = BTreeMap::new();
+    for check in checks {
+        kinds
+            .entry((check.severity, check.code.clone()))
+            .or_default()
+            .push(check);
+    }
+    let fold = |mut alike: Vec<Check>| {
+        alike.sort_by(|a, b| a.objects.cmp(&b.objects));
+        let more = alike.len().saturating_sub(1);
+        if more < ONE_BY_ONE {
+            return alike;
+        }
+        let objects = alike.iter().flat_map(|check| check.objects.clone()).collect();
+        alike.truncate(1);
+        alike
+            .into_iter()
+            .map(|first| Check {
+                message: format!("{}; and {more} more like this", first.message),
+                objects: Vec::clone(&objects),
+                ..first
+            })
+            .collect()
+    };
+    kinds.into_values().flat_map(fold).collect()
+}
+
 pub(super) fn check(code: &str, severity: Severity, message: String, object: String, remedy: &str) -> Check {
     Check {
         code: code.into(),
@@ -95,8 +131,11 @@ fn controllers(controllers: &[Controller]) -> Vec<Check> {
             Severity::Warning,
             format!("controller {} is not reachable from the leader", c.name),
             format!("controller/{}", c.name),
-            "start stor-controller on its host; if the host is gone for good: storctl controller remove NAME, \
-             then join another",
+            &format!(
+                "start stor-controller on its host; if the host is gone for good: storctl controller remove {}, then \
+                 join another",
+                c.name
+            ),
         )
     });
     let even = (voters == 2).then(|| Check {
@@ -178,10 +217,25 @@ fn pools(pools: &[Pool]) -> Vec<Check> {
     checks
 }
 
+/// Where the replicas are that have every write, whatever became of the nodes.
+fn in_sync_nodes(volume: &Volume) -> String {
+    let in_sync = volume.replicas.iter().filter(|replica| replica.in_sync);
+    let nodes: Vec<&str> = in_sync.map(|replica| replica.node.as_str()).collect();
+    nodes.join(" or ")
+}
+
 fn volumes(volumes: &[Volume]) -> Vec<Check> {
     let mut checks = Vec::new();
     for volume in volumes {
         let object = format!("volume/{}", volume.name);
+        let bring_back = format!(
+            "bring back {}: a replica that is in sync is there",
+            in_sync_nodes(volume)
+        );
+        let force = format!(
+            "bring the named nodes back; or: storctl volume delete {} --force, which says what it leaves behind",
+            volume.name
+        );
         let found = match volume.state {
             VolumeState::Degraded => Some((
                 "VOLUME_DEGRADED",
@@ -192,14 +246,26 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
             VolumeState::Suspended => Some((
                 "VOLUME_SUSPENDED",
                 Severity::Error,
-                "answers no I/O and waits",
+                "answers no I/O",
                 "bring the named nodes back; I/O goes on by itself",
             )),
             VolumeState::Failed => Some((
                 "VOLUME_FAILED",
                 Severity::Error,
                 "can't be served",
-                "bring back a node that holds an in-sync replica",
+                bring_back.as_str(),
+            )),
+            VolumeState::Creating if !volume.reason.is_empty() => Some((
+                "VOLUME_CREATING",
+                Severity::Warning,
+                "is still being created",
+                "bring the named nodes back, or delete the volume",
+            )),
+            VolumeState::Deleting if !volume.reason.is_empty() => Some((
+                "VOLUME_DELETING",
+                Severity::Info,
+                "is still being deleted",
+                force.as_str(),
             )),
             VolumeState::Creating
             | VolumeState::Healthy
@@ -230,6 +296,36 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
     checks
 }
 
+/// Nodes that have files of deleted volumes which they can't remove now.
+fn left_behind(tombstones: &[Tombstone]) -> Vec<Check> {
+    let mut places: BTreeMap<(&str, &str), Vec<&Tombstone>> = BTreeMap::new();
+    for tombstone in tombstones {
+        if tombstone.state != TombstoneState::Removing {
+            let place = (tombstone.node.as_str(), tombstone.pool.as_str());
+            places.entry(place).or_default().push(tombstone);
+        }
+    }
+    let tell = |((node, pool), left): ((&str, &str), Vec<&Tombstone>)| {
+        let failed = left.iter().find(|one| one.state == TombstoneState::Failed);
+        let (severity, why) = match failed {
+            Some(one) => (Severity::Warning, one.reason.as_str()),
+            None => (Severity::Info, "removed when the node is back"),
+        };
+        let count = left.len();
+        let replicas = if count == 1 { "replica" } else { "replicas" };
+        check(
+            "LEFT_BEHIND",
+            severity,
+            format!("pool {pool} on {node} still has {count} {replicas} of deleted volumes: {why}"),
+            format!("pool/{pool}/{node}"),
+            &format!(
+                "start stor-satellite on the node; if it is gone for good: storctl node delete {node} --force"
+            ),
+        )
+    };
+    places.into_iter().map(tell).collect()
+}
+
 fn count_nodes(nodes: &[Node]) -> StatusNodes {
     let mut counts = StatusNodes::default();
     for node in nodes {
@@ -250,14 +346,21 @@ fn count_nodes(nodes: &[Node]) -> StatusNodes {
 
 fn sum_pools(pools: &[Pool]) -> Vec<StatusPool> {
     let mut sums: BTreeMap<&str, StatusPool> = BTreeMap::new();
+    // Pools of several nodes, or several of one, may share a file system: its space is there once.
+    let mut counted = BTreeSet::new();
     for pool in pools {
         let sum = sums.entry(&pool.name).or_insert_with(|| StatusPool {
             name: pool.name.clone(),
             nodes: 0,
+            filesystems: 0,
             capacity_bytes: 0,
             free_bytes: 0,
         });
         sum.nodes += 1;
+        if !pool.filesystem.is_empty() && !counted.insert((pool.name.as_str(), pool.filesystem.as_str())) {
+            continue;
+        }
+        sum.filesystems += 1;
         sum.capacity_bytes = sum.capacity_bytes.saturating_add(pool.capacity_bytes);
         sum.free_bytes = sum.free_bytes.saturating_add(pool.free_bytes);
     }
@@ -303,6 +406,14 @@ fn attaching(row: &row::Volume, volume: &Volume) -> Option<String> {
     Some(format!("volume {}: {what} {}{why}", row.name, attachment.node))
 }
 
+fn because(volume: &Volume) -> String {
+    if volume.reason.is_empty() {
+        String::new()
+    } else {
+        format!(", {}", volume.reason)
+    }
+}
+
 fn work(rows: &[row::Volume], volumes: &[Volume]) -> Vec<String> {
     let mut lines = Vec::new();
     for (row, volume) in rows.iter().zip(volumes) {
@@ -328,8 +439,12 @@ fn work(rows: &[row::Volume], volumes: &[Volume]) -> Vec<String> {
         }
         lines.extend(attaching(row, volume));
         match volume.state {
-            VolumeState::Creating => lines.push(format!("volume {}: being created", row.name)),
-            VolumeState::Deleting => lines.push(format!("volume {}: being deleted", row.name)),
+            VolumeState::Creating => {
+                lines.push(format!("volume {}: being created{}", row.name, because(volume)));
+            }
+            VolumeState::Deleting => {
+                lines.push(format!("volume {}: being deleted{}", row.name, because(volume)));
+            }
             _ => {}
         }
     }

@@ -6,8 +6,10 @@ mod history;
 mod node;
 #[cfg(test)]
 mod tests;
+mod tombstone;
 mod volume;
 
 pub use health::{Facts, status};
 pub use node::{class, disks, event, node, pool};
+pub use tombstone::tombstone;
 pub use volume::{attachment, replicas, user_attachment, volume, volume_health};

@@ -64,6 +64,7 @@ pub fn pool(row: &row::Pool, seen: &Observations) -> Pool {
         tags: row.wish.tags.clone(),
         state,
         error,
+        filesystem: heard.map_or_else(String::new, |report| report.filesystem.clone()),
         capacity_bytes: heard.map_or(0, |report| report.capacity_bytes),
         free_bytes: heard.map_or(0, |report| report.free_bytes),
         promised_bytes: row.promised,

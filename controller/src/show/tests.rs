@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use stor_api::objects::{
     AttachmentState, Controller, ControllerRole, Health, NodeState, PoolState, ReplicaState, Severity,
-    Status, VolumeState,
+    Status, TombstoneState, VolumeState,
 };
 use stor_proto::satellite::{
     EngineState, EngineStatus, PoolStatus, ReplicaState as Reported, ReplicaStatus, Status as Report,
@@ -232,7 +232,7 @@ fn a_volume_is_as_its_replicas_and_engine_are() {
         (VolumeState::Creating, "", Creating)
     );
     let (_, reason, _) = states(&new, &cluster.without("s1"));
-    assert_eq!(reason, "waits for node s1: node s1 is not connected");
+    assert_eq!(reason, "waits: node s1 is not connected");
     new.phase = row::VolumePhase::Deleting;
     new.places.get_mut(&ReplicaId(0)).unwrap().phase = row::ReplicaPhase::Deleting;
     let (state, reason, replicas) = states(&new, &cluster.without("s1"));
@@ -325,6 +325,7 @@ fn pool_row(node: &str) -> row::Pool {
         },
         promised: 7,
         replicas: 1,
+        ready: true,
         revision: 2,
     }
 }
@@ -384,6 +385,7 @@ fn status(row: &row::Volume, seen: &Observations, controllers: Vec<Controller>) 
         pools: &pools,
         rows: std::slice::from_ref(row),
         volumes: &[super::volume(row, seen)],
+        tombstones: &[],
         seen,
         node_rows: &[],
         history: None,
@@ -510,4 +512,140 @@ fn an_attach_or_detach_under_way_is_work_with_its_reason() {
     );
     let gone = work(&detaching, &cluster.without("k1"));
     assert!(gone[0].contains("k1 is not connected; its engine is taken for lost after 30 s"));
+}
+
+#[test]
+fn a_file_system_that_pools_share_is_counted_once() {
+    let capacity = |s1: &str, s2: &str| {
+        let mut cluster = Cluster::new();
+        cluster.s1.pools[0].filesystem = s1.into();
+        cluster.s2.pools[0].filesystem = s2.into();
+        let status = status(&volume(), &cluster.seen(), Vec::new());
+        let pool = &status.pools[0];
+        (pool.nodes, pool.filesystems, pool.capacity_bytes, pool.free_bytes)
+    };
+    assert_eq!(capacity("m1/fd", "m1/fd"), (2, 1, 1000, 500));
+    assert_eq!(
+        capacity("m1/fd", "m2/fd"),
+        (2, 2, 2000, 1000),
+        "the same number on another machine"
+    );
+    assert_eq!(capacity("", ""), (2, 2, 2000, 1000), "not told");
+}
+
+#[test]
+fn what_goes_wrong_in_many_places_is_told_once() {
+    let cluster = Cluster::new();
+    let seen = cluster.without("s2");
+    let shown = |count: usize| -> Vec<(String, usize)> {
+        let rows = vec![volume(); count];
+        let volumes: Vec<_> = rows.iter().map(|row| super::volume(row, &seen)).collect();
+        let status = super::status(super::Facts {
+            cluster_id: "id".into(),
+            controllers: Vec::new(),
+            nodes: &[],
+            pools: &[],
+            rows: &rows,
+            volumes: &volumes,
+            tombstones: &[],
+            seen: &seen,
+            node_rows: &[],
+            history: None,
+        });
+        let degraded = status
+            .checks
+            .into_iter()
+            .filter(|check| check.code == "VOLUME_DEGRADED");
+        degraded
+            .map(|check| (check.message, check.objects.len()))
+            .collect()
+    };
+    assert_eq!(shown(4).len(), 4);
+    let folded = shown(9);
+    assert_eq!((folded.len(), folded[0].1), (1, 9));
+    assert!(folded[0].0.ends_with("; and 8 more like this"), "{folded:?}");
+}
+
+#[test]
+fn a_deletion_says_for_whom_it_waits() {
+    let mut deleting = volume();
+    deleting.phase = row::VolumePhase::Deleting;
+    for place in deleting.places.values_mut() {
+        place.phase = row::ReplicaPhase::Deleting;
+    }
+    let mut cluster = Cluster::new();
+    assert_eq!(states(&deleting, &cluster.seen()).0, VolumeState::Deleting);
+    assert_eq!(super::volume(&deleting, &cluster.seen()).reason, "");
+    cluster.s1.replicas[0].state = Reported::Failed.into();
+    cluster.s1.replicas[0].error = "the disk hangs".into();
+    let seen = cluster.without("s2");
+    assert_eq!(
+        super::volume(&deleting, &seen).reason,
+        "waits: node s1: the disk hangs; node s2 is not connected"
+    );
+    let status = status(&deleting, &seen, Vec::new());
+    assert!(codes(&status).contains(&("VOLUME_DELETING", Severity::Info)));
+    assert!(
+        status
+            .work
+            .iter()
+            .any(|line| line.contains("being deleted, waits: node s1")),
+        "{:?}",
+        status.work
+    );
+}
+
+#[test]
+fn what_is_left_of_a_deleted_volume_is_told_until_it_is_gone() {
+    let left = |node: &str, replica| row::Tombstone {
+        volume: volume().row.volume,
+        replica: ReplicaId(replica),
+        name: "old".into(),
+        node: node.into(),
+        pool: "sp01".into(),
+        size: 4096,
+        lineage: volume().row.lineage,
+        allocated: None,
+        deleted: "then".into(),
+    };
+    let mut cluster = Cluster::new();
+    let shown = super::tombstone(&left("s1", 0), &cluster.seen());
+    assert_eq!(
+        (shown.state, shown.reason.as_str()),
+        (TombstoneState::Removing, "")
+    );
+    assert!(shown.allocated_bytes.is_some(), "as last reported");
+    cluster.s1.replicas[0].state = Reported::Failed.into();
+    cluster.s1.replicas[0].error = "the disk hangs".into();
+    let seen = cluster.without("s2");
+    let both = [left("s1", 0), left("s2", 1)].map(|row| super::tombstone(&row, &seen));
+    assert_eq!(
+        both.each_ref().map(|one| (one.state, one.reason.as_str())),
+        [
+            (TombstoneState::Failed, "the disk hangs"),
+            (TombstoneState::Offline, "node s2 is not connected")
+        ]
+    );
+    let nodes = [super::node(&node_row("s1", Some("0.1.0")), &seen)];
+    let status = super::status(super::Facts {
+        cluster_id: "id".into(),
+        controllers: Vec::new(),
+        nodes: &nodes,
+        pools: &[],
+        rows: &[],
+        volumes: &[],
+        tombstones: &both,
+        seen: &seen,
+    });
+    assert_eq!(
+        codes(&status),
+        [
+            ("LEFT_BEHIND", Severity::Warning),
+            ("LEFT_BEHIND", Severity::Info)
+        ]
+    );
+    assert_eq!(
+        status.checks[1].message,
+        "pool sp01 on s2 still has 1 replica of deleted volumes: removed when the node is back"
+    );
 }

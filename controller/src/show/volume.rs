@@ -13,7 +13,21 @@ use crate::observed::{LOST_AFTER, Observations};
 /// A volume with all that belongs to it.
 pub fn volume(row: &row::Volume, seen: &Observations) -> Volume {
     let replicas = replicas(row, seen);
-    let (state, reason) = volume_health(row, &replicas, seen);
+    let (state, mut reason) = volume_health(row, &replicas, seen);
+    let attachment = user_attachment(row, seen);
+    // Seen from outside all may be well, and yet nobody gets at it.
+    if let Some(attachment) = &attachment
+        && attachment.state == AttachmentState::Attaching
+        && !attachment.reason.is_empty()
+        && state != VolumeState::Failed
+    {
+        let waits = format!("being attached on {}: {}", attachment.node, attachment.reason);
+        reason = if reason.is_empty() {
+            waits
+        } else {
+            format!("{waits}; {reason}")
+        };
+    }
     Volume {
         name: row.name.clone(),
         id: row.row.volume.to_string(),
@@ -25,7 +39,7 @@ pub fn volume(row: &row::Volume, seen: &Observations) -> Volume {
         config: row.row.view.config.0,
         min_in_sync: row.row.min_in_sync,
         replicas,
-        attachments: user_attachment(row, seen).into_iter().collect(),
+        attachments: attachment.into_iter().collect(),
         created: row.created.clone(),
         revision: row.row.revision,
     }
@@ -51,7 +65,12 @@ fn replica(row: &row::Volume, id: ReplicaId, seen: &Observations) -> Option<Repl
     let report = seen.replica(&member.node, row.row.volume, id);
     let progress = engine(row, seen).and_then(|engine| engine.syncing.iter().find(|p| p.replica == id.0));
     let (state, reason) = if place.phase == row::ReplicaPhase::Deleting {
-        (ReplicaState::Deleting, String::new())
+        let reason = if seen.online(&member.node) {
+            report.and_then(failure).unwrap_or_default()
+        } else {
+            format!("node {} is not connected", member.node)
+        };
+        (ReplicaState::Deleting, reason)
     } else if !seen.online(&member.node) {
         (
             ReplicaState::Offline,
@@ -102,7 +121,7 @@ fn percent(done: u64, total: u64) -> f64 {
 }
 
 /// Why a replica can't be used, when its node says so.
-fn failure(report: &ReplicaStatus) -> Option<String> {
+pub(super) fn failure(report: &ReplicaStatus) -> Option<String> {
     match report.state() {
         Reported::Failed if report.error.is_empty() => Some("its node reports a failure".into()),
         Reported::Failed => Some(report.error.clone()),
@@ -118,6 +137,9 @@ pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observation
             .iter()
             .filter(|replica| replica.state != state)
             .map(|replica| match replica.reason.as_str() {
+                reason if replica.state == ReplicaState::Stale => {
+                    format!("replica on {} is stale (left the set: {reason})", replica.node)
+                }
                 "" => format!("replica on {} is {}", replica.node, word(replica.state)),
                 reason => format!(
                     "replica on {} is {} ({reason})",
@@ -131,26 +153,10 @@ pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observation
     match row.phase {
         row::VolumePhase::Creating if row.doubt => {}
         row::VolumePhase::Creating => {
-            let failed = replicas
-                .iter()
-                .find(|r| matches!(r.state, ReplicaState::Failed | ReplicaState::Offline));
-            let reason = failed.map_or_else(String::new, |r| {
-                format!("waits for node {}: {}", r.node, r.reason)
-            });
-            return (VolumeState::Creating, reason);
+            return (VolumeState::Creating, held_up(replicas));
         }
         row::VolumePhase::Deleting => {
-            let nodes: Vec<&str> = replicas
-                .iter()
-                .filter(|r| !seen.online(&r.node))
-                .map(|r| r.node.as_str())
-                .collect();
-            let reason = if nodes.is_empty() {
-                String::new()
-            } else {
-                format!("waits for {}, not connected", nodes.join(", "))
-            };
-            return (VolumeState::Deleting, reason);
+            return (VolumeState::Deleting, held_up(replicas));
         }
         row::VolumePhase::Available => {}
     }
@@ -189,6 +195,26 @@ pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observation
         return (VolumeState::Healthy, String::new());
     }
     (VolumeState::Degraded, waiting(ReplicaState::InSync))
+}
+
+/// For whom a volume that is being made or deleted waits, and why.
+fn held_up(replicas: &[Replica]) -> String {
+    let each: Vec<String> = replicas
+        .iter()
+        .filter(|replica| !replica.reason.is_empty())
+        .map(|replica| {
+            let prefix = format!("node {}", replica.node);
+            if replica.reason.starts_with(&prefix) {
+                replica.reason.clone()
+            } else {
+                format!("{prefix}: {}", replica.reason)
+            }
+        })
+        .collect();
+    if each.is_empty() {
+        return String::new();
+    }
+    format!("waits: {}", each.join("; "))
 }
 
 fn word(state: ReplicaState) -> &'static str {

@@ -10,7 +10,7 @@ use stor_controller::server;
 use stor_controller::settings::Settings;
 use stor_raft::Timing;
 
-use crate::controllers::{Controller, client, cluster, storage, until};
+use crate::controllers::{Controller, PATIENCE, client, cluster, storage, until};
 use crate::volumes::spec;
 
 async fn leader(controllers: &[Controller]) -> usize {
@@ -184,18 +184,18 @@ async fn without_a_majority_requests_fail_with_a_reason() {
     for controller in controllers {
         controller.running.stop_now().await;
     }
-    let answer = reqwest::get(format!("{}/api/v1/status", last.url()))
-        .await
-        .unwrap();
+    let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+    let get = async |path: &str| http.get(format!("{}{path}", last.url())).send().await.unwrap();
+    let answer = get("/api/v1/status").await;
     assert_eq!(answer.status().as_u16(), 503);
     let problem: stor_api::problem::Problem = answer.json().await.unwrap();
     assert_eq!(problem.code(), "no-quorum");
     assert_eq!(problem.title, "no quorum: controller c2 cannot reach c1, c3");
     assert!(problem.remedy.contains("start the controllers"));
-    let ready = reqwest::get(format!("{}/readyz", last.url())).await.unwrap();
+    let ready = get("/readyz").await;
     assert_eq!(ready.status().as_u16(), 503);
     assert!(ready.text().await.unwrap().contains("cannot reach c1, c3"));
-    let create = reqwest::Client::new()
+    let create = http
         .post(format!("{}/api/v1/nodes", last.url()))
         .body("{\"name\":\"s1\",\"address\":\"a\",\"kind\":\"storage\"}")
         .send()
@@ -203,12 +203,6 @@ async fn without_a_majority_requests_fail_with_a_reason() {
         .unwrap();
     let problem: stor_api::problem::Problem = create.json().await.unwrap();
     assert_eq!(problem.code(), "no-quorum", "nothing was done, and it says so");
-    assert_eq!(
-        reqwest::get(format!("{}/healthz", last.url()))
-            .await
-            .unwrap()
-            .status(),
-        200
-    );
+    assert_eq!(get("/healthz").await.status(), 200);
     last.running.stop_now().await;
 }

@@ -204,6 +204,7 @@ fn status(inside: &Mutex<Inside>) -> (Status, Vec<Request>) {
             capacity_bytes: 100 * GIB,
             free_bytes: 90 * GIB,
             snapshots: "reflink".into(),
+            filesystem: String::new(),
         });
     }
     for replica in &desired.replicas {

@@ -1,12 +1,13 @@
 //! A volume's life: made, attached, moved, detached, deleted.
 
-use stor_api::client::{Error, Filter};
+use stor_api::client::{Error, Filter, Wish};
 use stor_api::objects::{
-    AttachmentSpec, AttachmentState, ClassSpec, Health, NodeKind, ReplicaState, Volume, VolumeSpec,
-    VolumeState,
+    AttachmentSpec, AttachmentState, ClassSpec, Health, NodeKind, ReplicaState, TombstoneState, Volume,
+    VolumeSpec, VolumeState,
 };
 
 use crate::controllers::{cluster, diskless, node, pool, storage, until};
+use crate::satellite::Satellite;
 
 pub(crate) fn spec(name: &str) -> VolumeSpec {
     VolumeSpec {
@@ -452,6 +453,82 @@ async fn what_is_in_use_on_a_connected_node_is_not_deleted_and_a_detach_is_not_u
     })
     .await;
     client.delete_volume("db1", true).await.unwrap();
+    for controller in controllers {
+        controller.running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forced_delete_leaves_what_an_absent_node_has() {
+    let (_root, controllers) = cluster(1).await;
+    let client = controllers[0].client();
+    let mut satellites = storage(&controllers, 2).await;
+    let old = client.create_volume(&spec("db1")).await.unwrap();
+    until("it is there", async || {
+        client.volume("db1").await.unwrap().state == VolumeState::Healthy
+    })
+    .await;
+    drop(satellites.pop());
+    until("s2 is missed", async || {
+        client.volume("db1").await.unwrap().replicas[1].state == ReplicaState::Offline
+    })
+    .await;
+    client.delete_volume("db1", false).await.unwrap();
+    until("s1 did its part", async || {
+        let volume = client.volume("db1").await.unwrap();
+        volume.state == VolumeState::Deleting && nodes(&volume) == ["s2"]
+    })
+    .await;
+    let waiting = client.volume("db1").await.unwrap();
+    assert_eq!(waiting.reason, "waits: node s2 is not connected");
+    let plan = client
+        .plan(&Wish::DeleteVolume {
+            name: "db1",
+            force: true,
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        plan.steps,
+        ["leave the replica on node s2 behind (pool sp01, 4.0 KiB) until the node is back"]
+    );
+
+    client.delete_volume("db1", true).await.unwrap();
+    assert!(matches!(client.volume("db1").await, Err(Error::NotFound { .. })));
+    let left = client.tombstones(&Filter::default()).await.unwrap();
+    assert_eq!(left.len(), 1);
+    assert_eq!(
+        (
+            left[0].volume_id.as_str(),
+            left[0].node.as_str(),
+            left[0].pool.as_str()
+        ),
+        (old.id.as_str(), "s2", "sp01")
+    );
+    assert_eq!(
+        (left[0].allocated_bytes, left[0].state),
+        (Some(4096), TombstoneState::Offline)
+    );
+    let checks = client.status().await.unwrap().checks;
+    assert!(checks.iter().any(|c| c.code == "LEFT_BEHIND"), "{checks:?}");
+    // Its name is free at once.
+    let one = VolumeSpec {
+        replicas: Some(1),
+        ..spec("db1")
+    };
+    assert_ne!(client.create_volume(&one).await.unwrap().id, old.id);
+
+    // The node that comes back is told to remove what it has, and nothing else.
+    let back = Satellite::start("s2", vec![controllers[0].peer]);
+    until("s2 has removed it", async || {
+        client.tombstones(&Filter::default()).await.unwrap().is_empty()
+    })
+    .await;
+    until("it is not asked again", async || {
+        back.desired().replicas.is_empty()
+    })
+    .await;
+    assert_eq!(client.volume("db1").await.unwrap().replicas.len(), 1);
     for controller in controllers {
         controller.running.stop().await;
     }

@@ -15,19 +15,10 @@ use super::row::{self, RowError, Volume};
 /// no controller answers, and waiting is right.
 const QUEUE: usize = 64;
 
-/// What is asked.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Question {
-    /// Make a change.
-    Change(Change),
-    /// How is the row now, linearizably?
-    Read,
-}
-
 /// What was answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reply {
-    /// Done, or read: the row now.
+    /// Done: the row now.
     Row(Box<Volume>),
     /// Not done.
     Refused {
@@ -45,8 +36,8 @@ pub enum Reply {
 pub struct Ask {
     /// About which volume.
     pub volume: VolumeId,
-    /// What.
-    pub question: Question,
+    /// The change to make.
+    pub change: Change,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Reply>,
 }
@@ -55,12 +46,7 @@ impl Ask {
     /// The message that asks it.
     pub fn message(&self, id: u64) -> Result<proto::Request, RowError> {
         use proto::request::Kind;
-        let kind = match &self.question {
-            Question::Change(change) => Kind::Change(row::change_message(self.volume, change)?),
-            Question::Read => Kind::Read(proto::ReadVolume {
-                volume_id: self.volume.to_string(),
-            }),
-        };
+        let kind = Kind::Change(row::change_message(self.volume, &self.change)?);
         Ok(proto::Request { id, kind: Some(kind) })
     }
 }
@@ -85,11 +71,11 @@ pub fn channel() -> (Asker, mpsc::Receiver<Ask>) {
 impl Asker {
     /// Asks and waits for the answer, endlessly: what is asked here cannot be guessed, and whoever asks
     /// has nothing better to do than to wait. Cancel-safe: the question is withdrawn.
-    pub async fn ask(&self, volume: VolumeId, question: Question) -> Result<Reply, Ending> {
+    pub async fn ask(&self, volume: VolumeId, change: Change) -> Result<Reply, Ending> {
         let (reply, answer) = oneshot::channel();
         let ask = Ask {
             volume,
-            question,
+            change,
             reply,
         };
         self.queue.send(ask).await.map_err(|_| Ending)?;

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Streaming};
 
-use super::ask::{Ask, Question, Reply};
+use super::ask::{Ask, Reply};
 use super::dial::Dialer;
 use super::history::{Pin, PinError};
 use super::row::Volume;
@@ -346,9 +346,8 @@ impl Session {
             return Err(SessionError::NotLeader { leader: None });
         }
         if let Some(Open { ask, .. }) = self.open.remove(&answer.id) {
-            if let (Reply::Refused { code, message, .. }, Question::Change(change)) = (&reply, &ask.question)
-            {
-                tracing::info!(volume = %ask.volume, ?change, code, message, "the catalogue refused a change");
+            if let Reply::Refused { code, message, .. } = &reply {
+                tracing::info!(volume = %ask.volume, change = ?ask.change, code, message, "the catalogue refused a change");
             }
             // Nobody waits any more: then it does not matter.
             drop(ask.reply.send(reply));

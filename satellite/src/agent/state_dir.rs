@@ -14,10 +14,11 @@
 //! under `/run/stor/` instead, in a directory named by a hash of the state directory's path.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use stor_replication::ids::VolumeId;
@@ -31,6 +32,13 @@ const VERSION: u32 = 1;
 
 /// Longest path of a unix socket: `sun_path` less its terminator.
 pub const MAX_SOCKET_PATH: usize = 107;
+
+/// How long the lock of a satellite that is gone may be held by a process it was just starting: such a child has
+/// every open file until its own program begins, which on a busy machine takes some milliseconds.
+const INHERITED: Duration = Duration::from_secs(5);
+
+/// Between looks at such a lock.
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 
 /// Where sockets go that do not fit into the state directory.
 const SHORT_SOCKETS: &str = "/run/stor";
@@ -263,25 +271,44 @@ fn take_lock(root: &Path) -> Result<File, StateDirError> {
         .mode(0o600)
         .open(&path)
         .map_err(|source| system("open", &path, source))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut pid = String::new();
-            // Only to say more in the message; without it the message is still right.
-            if file.read_to_string(&mut pid).is_err() {
-                pid.clear();
-            }
+    let until = Instant::now() + INHERITED;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(system("lock", &path, error.into())),
+        }
+        let mut pid = String::new();
+        // To say more in the message, which is right without it.
+        if file
+            .rewind()
+            .and_then(|()| file.read_to_string(&mut pid))
+            .is_err()
+        {
+            pid.clear();
+        }
+        let pid = pid.trim().to_owned();
+        if runs(&pid) || Instant::now() >= until {
             return Err(StateDirError::InUse {
                 path: root.to_owned(),
-                pid: pid.trim().to_owned(),
+                pid,
             });
         }
-        Err(error) => return Err(system("lock", &path, error.into())),
+        std::thread::sleep(LOCK_LOOK);
     }
+    file.rewind().map_err(|source| system("write", &path, source))?;
     file.set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .map_err(|source| system("write", &path, source))?;
     Ok(file)
+}
+
+/// Whether the process that wrote its id into the lock is still there. One that can't be told counts as there.
+fn runs(pid: &str) -> bool {
+    let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) else {
+        return true;
+    };
+    rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
 }
 
 fn check_identity(root: &Path, node: &str) -> Result<(), StateDirError> {

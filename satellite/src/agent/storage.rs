@@ -401,6 +401,8 @@ impl Storage {
                         status.error = report.obstacle.clone().unwrap_or_default();
                         status.capacity_bytes = report.usage.capacity;
                         status.free_bytes = report.usage.free;
+                        // Satellites of one machine see the same boot id.
+                        status.filesystem = format!("{}/{:x}", self.boot, report.usage.device);
                         report.snapshots.name().clone_into(&mut status.snapshots);
                     }
                     Some(Err(error)) => status.error.clone_from(error),

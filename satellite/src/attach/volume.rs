@@ -84,7 +84,7 @@ type End = (ProcessId, String);
 #[derive(Clone, Debug)]
 enum Purpose {
     Ours(Change),
-    Engine { id: u64, change: Option<Change> },
+    Engine { id: u64, change: Change },
 }
 
 #[derive(Debug)]

@@ -48,7 +48,7 @@ struct State {
     report: Option<Report>,
     /// The report changed since it was sent.
     report_due: bool,
-    /// Proposals and reads without an outcome.
+    /// Proposals without an outcome.
     open: BTreeMap<u64, FromEngine>,
     /// Those of them not yet sent on the present connection.
     unsent: Vec<u64>,

@@ -374,7 +374,14 @@ impl Shell {
 
     fn report(&self, now: Time) -> Report {
         let (state, reason) = match self.engine.state(now) {
-            State::Starting => (ToldState::Starting, self.engine.barred()),
+            State::Starting => {
+                let barred = self.engine.barred();
+                let waits = || self.engine.waits_for(now).unwrap_or_default();
+                (
+                    ToldState::Starting,
+                    if barred.is_empty() { waits() } else { barred },
+                )
+            }
             State::Serving => (ToldState::Serving, String::new()),
             State::Suspended(reason) => (ToldState::Suspended, reason),
             State::Fenced => (ToldState::Fenced, "a newer engine has the volume".to_owned()),

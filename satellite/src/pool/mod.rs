@@ -14,6 +14,7 @@ pub mod replica;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use stor_replication::ids::CacheId;
@@ -156,6 +157,8 @@ pub struct Usage {
     pub capacity: u64,
     /// Of the file system, for us.
     pub free: u64,
+    /// The kernel's number of the file system.
+    pub device: u64,
 }
 
 /// A directory that was found good. Held until dropped: no other process can open it.
@@ -359,7 +362,9 @@ fn locked(spec: &PoolSpec, opener: &Opener) -> PoolError {
 
 fn usage(path: &Path) -> Result<Usage, PoolError> {
     let info = rustix::fs::statvfs(path).map_err(|error| system("look at", path, error.into()))?;
+    let metadata = fs::metadata(path).map_err(|source| look_error(path, source))?;
     Ok(Usage {
+        device: metadata.dev(),
         capacity: info.f_frsize.saturating_mul(info.f_blocks),
         // Blocks kept for root are not counted: a pool must not use up what the system lives on.
         free: info.f_frsize.saturating_mul(info.f_bavail),

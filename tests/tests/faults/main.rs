@@ -13,6 +13,7 @@
 
 mod agent;
 mod controllers;
+mod deletion;
 mod engine;
 mod leader;
 mod power;

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::objects::{AttachmentSpec, Disk, Plan};
 
 struct Fake {
     url: String,

@@ -5,6 +5,7 @@ mod history;
 mod node;
 mod pool;
 mod signer;
+mod tombstone;
 mod view;
 mod volume;
 
@@ -101,7 +102,7 @@ impl Apply<'_> {
                 expect,
                 properties,
             } => self.change_node(name, *expect, properties).await,
-            Action::DeleteNode { name, expect } => self.delete_node(name, *expect).await,
+            Action::DeleteNode { name, expect, force } => self.delete_node(name, *expect, *force).await,
             Action::NodeSeen { name, seen } => self.node_seen(name, seen).await,
             Action::NodeConnection { name, online } => self.node_connection(name, *online).await,
             Action::CreatePool(wish) => self.create_pool(wish).await,
@@ -115,11 +116,32 @@ impl Apply<'_> {
                 self.change_pool(name, node, *expect, tags.as_deref(), *overprovision_milli)
                     .await
             }
-            Action::DeletePool { name, node, expect } => self.delete_pool(name, node, *expect).await,
+            Action::PoolsObserved { node, ready } => self.pools_observed(node, ready).await,
+            Action::DeletePool {
+                name,
+                node,
+                expect,
+                force,
+                refused,
+            } => {
+                self.delete_pool(name, node, *expect, *force, refused.as_deref())
+                    .await
+            }
             Action::CreateClass(wish) => self.create_class(wish).await,
             Action::DeleteClass { name, expect } => self.delete_class(name, *expect).await,
             Action::CreateVolume(new) => self.create_volume(new).await,
-            Action::DeleteVolume { name, expect, gone } => self.delete_volume(name, *expect, *gone).await,
+            Action::DeleteVolume {
+                name,
+                expect,
+                gone,
+                force: None,
+            } => self.delete_volume(name, *expect, *gone).await,
+            Action::DeleteVolume {
+                name,
+                expect,
+                gone: _,
+                force: Some(force),
+            } => self.delete_volume_now(name, *expect, force).await,
             Action::ReplicasObserved { node, ready, gone } => self.replicas_observed(node, ready, gone).await,
             Action::ChangeView {
                 volume,

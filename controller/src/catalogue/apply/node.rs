@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::tombstone::left_behind;
 use super::{Apply, Done, Weight, expect_revision, json};
 use crate::catalogue::command::{NodeWish, Seen};
 use crate::catalogue::load::{self, integer};
@@ -82,7 +83,7 @@ impl Apply<'_> {
         Ok(Outcome::Changed)
     }
 
-    pub(super) async fn delete_node(&mut self, name: &str, expect: Option<u64>) -> Done {
+    pub(super) async fn delete_node(&mut self, name: &str, expect: Option<u64>, force: bool) -> Done {
         let node = self.need_node(name).await?;
         let object = Object::new(Kind::Node, name);
         expect_revision(&object, expect, node.revision)?;
@@ -101,7 +102,7 @@ impl Apply<'_> {
             .bind(name)
             .fetch_one(&mut *self.conn)
             .await?;
-        if pools > 0 {
+        if pools > 0 && !force {
             return Err(Refused::InUse {
                 object,
                 by: format!("it has {}", count(pools, "pool")),
@@ -119,18 +120,25 @@ impl Apply<'_> {
             }
             .into());
         }
+        let left = self.left_on(name, None).await?;
+        if !left.is_empty() && !force {
+            return Err(left_behind(object, &left));
+        }
         if self.dry {
             return Ok(Outcome::Changed);
         }
-        sqlx::query(sql::DELETE_NODE)
-            .bind(name)
-            .execute(&mut *self.conn)
-            .await?;
+        self.give_up(&left).await?;
+        for statement in [sql::DELETE_NODE_POOLS, sql::DELETE_NODE] {
+            sqlx::query(statement).bind(name).execute(&mut *self.conn).await?;
+        }
         self.event(
             Weight::Info,
             "node-deleted",
             &object,
-            &format!("Node {name} was deleted."),
+            &match pools {
+                0 => format!("Node {name} was deleted."),
+                pools => format!("Node {name} was deleted with its {}.", count(pools, "pool")),
+            },
         )
         .await?;
         Ok(Outcome::Changed)

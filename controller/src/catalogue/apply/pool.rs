@@ -1,6 +1,7 @@
 //! Pools and classes.
 
 use super::node::count;
+use super::tombstone::left_behind;
 use super::{Apply, Done, Weight, expect_revision, json};
 use crate::catalogue::command::{ClassWish, NodeKind, PoolWish};
 use crate::catalogue::load::{self, integer};
@@ -8,7 +9,7 @@ use crate::catalogue::outcome::{Kind, Object, Outcome, Refused};
 use crate::catalogue::row::Pool;
 use crate::catalogue::sql;
 
-fn pool_object(name: &str, node: &str) -> Object {
+pub(super) fn pool_object(name: &str, node: &str) -> Object {
     Object::new(Kind::Pool, format!("{name} on {node}"))
 }
 
@@ -62,14 +63,32 @@ impl Apply<'_> {
             .bind(integer(self.index))
             .execute(&mut *self.conn)
             .await?;
+        // It is told of when its node has taken it, or when it is taken away before.
         self.touch(&wish.node).await?;
-        let message = format!(
-            "Pool {} was created on node {} in {}.",
-            wish.name, wish.node, wish.dir
-        );
-        self.event(Weight::Info, "pool-created", &object, &message)
-            .await?;
         Ok(Outcome::Created)
+    }
+
+    pub(super) async fn pools_observed(&mut self, node: &str, ready: &[String]) -> Done {
+        if self.dry {
+            return Ok(Outcome::Unchanged);
+        }
+        let mut outcome = Outcome::Unchanged;
+        for name in ready {
+            let found = load::pool(self.conn, name, node).await?;
+            let Some(pool) = found.filter(|pool| !pool.ready) else {
+                continue;
+            };
+            sqlx::query(sql::POOL_READY)
+                .bind(name)
+                .bind(node)
+                .execute(&mut *self.conn)
+                .await?;
+            let message = format!("Pool {name} was created on node {node} in {}.", pool.wish.dir);
+            self.event(Weight::Info, "pool-created", &pool_object(name, node), &message)
+                .await?;
+            outcome = Outcome::Changed;
+        }
+        Ok(outcome)
     }
 
     pub(super) async fn change_pool(
@@ -105,7 +124,14 @@ impl Apply<'_> {
         Ok(Outcome::Changed)
     }
 
-    pub(super) async fn delete_pool(&mut self, name: &str, node: &str, expect: Option<u64>) -> Done {
+    pub(super) async fn delete_pool(
+        &mut self,
+        name: &str,
+        node: &str,
+        expect: Option<u64>,
+        force: bool,
+        refused: Option<&str>,
+    ) -> Done {
         let pool = self.need_pool(name, node).await?;
         let object = pool_object(name, node);
         expect_revision(&object, expect, pool.revision)?;
@@ -113,15 +139,29 @@ impl Apply<'_> {
             let by = format!("it holds {}", count(pool.replicas, "replica"));
             return Err(Refused::InUse { object, by }.into());
         }
+        let left = self.left_on(node, Some(name)).await?;
+        if !left.is_empty() && !force {
+            return Err(left_behind(object, &left));
+        }
         if self.dry {
             return Ok(Outcome::Changed);
         }
+        self.give_up(&left).await?;
         sqlx::query(sql::DELETE_POOL)
             .bind(name)
             .bind(node)
             .execute(&mut *self.conn)
             .await?;
         self.touch(node).await?;
+        if let (false, Some(why)) = (pool.ready, refused) {
+            let message = format!(
+                "Pool {name} was not made: node {node} can't use {}: {why}.",
+                pool.wish.dir
+            );
+            self.event(Weight::Warning, "pool-refused", &object, &message)
+                .await?;
+            return Ok(Outcome::Changed);
+        }
         let message = format!("Pool {name} on node {node} was deleted; its directory was left as it is.");
         self.event(Weight::Info, "pool-deleted", &object, &message)
             .await?;

@@ -16,7 +16,10 @@ impl Apply<'_> {
         let object = Object::new(Kind::Volume, &new.name);
         if let Some(volume) = load::volume_named(self.conn, &new.name).await? {
             if volume.phase == VolumePhase::Deleting {
-                let state = "is being deleted; its name is free once its replicas are gone".into();
+                let state =
+                    "is being deleted; its name is free once its replicas are gone, with a forced delete \
+                             at once"
+                        .into();
                 return Err(Refused::State { object, state }.into());
             }
             if volume.wish == new.wish {
@@ -240,7 +243,7 @@ impl Apply<'_> {
 
     async fn replica_gone(&mut self, node: &str, id: VolumeId, replica: ReplicaId) -> Done<bool> {
         let Some(volume) = self.observed(node, id, replica, ReplicaPhase::Deleting).await? else {
-            return Ok(false);
+            return self.tombstone_gone(node, id, replica).await;
         };
         sqlx::query(sql::DELETE_REPLICA)
             .bind(id.to_string())

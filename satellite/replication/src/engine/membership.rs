@@ -391,10 +391,13 @@ impl<P: Clone> Engine<P> {
             return None;
         }
         let members = self.members().count();
-        let waits = if members - away.len() < self.row.least_in_sync() {
-            "it holds writes that no other replica may go on without"
+        let (left, least) = (members - away.len(), self.row.least_in_sync());
+        let waits = if left == 0 {
+            "no other replica has all writes".to_owned()
+        } else if left < least {
+            format!("without it {left} would be in sync, {least} must be")
         } else {
-            "its removal from the in-sync set is being decided"
+            "its removal from the in-sync set is being decided".to_owned()
         };
         Some(format!("waits for {}: {waits}", away.join(" and ")))
     }

@@ -35,6 +35,7 @@ mod start;
 mod state;
 mod stop;
 mod tracker;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

@@ -30,3 +30,4 @@ mod random;
 mod rules;
 mod silence;
 mod steps;
+mod waits;

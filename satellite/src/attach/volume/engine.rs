@@ -159,8 +159,7 @@ impl VolumeTask {
                 running.served |= report.state == State::Serving;
                 running.report = Some(report);
             }
-            FromEngine::Propose { id, change } => self.relay(id, Some(change)),
-            FromEngine::Read { id } => self.relay(id, None),
+            FromEngine::Propose { id, change } => self.relay(id, change),
             FromEngine::Stopped { clean } => {
                 let epoch = running.epoch;
                 tracing::info!(volume = %self.volume, %epoch, clean, "the engine says that it ends");

@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::engine::STRANGER;
 use super::{Purpose, VolumeTask, rank};
-use crate::agent::ask::{Question, Reply};
+use crate::agent::ask::Reply;
 use crate::agent::row::{self, Volume};
 use crate::control::ToEngine;
 
-/// Proposals of one engine that are open at once. It has one for the view, one for a read.
+/// Proposals of one engine that are open at once. It has one.
 const OPEN_PROPOSALS: usize = 32;
 
 /// Between questions that were refused for good: the desired state should change before.
@@ -31,7 +31,7 @@ impl VolumeTask {
         }
     }
 
-    pub(super) fn relay(&mut self, id: u64, change: Option<Change>) {
+    pub(super) fn relay(&mut self, id: u64, change: Change) {
         if self.relayed.contains_key(&id) {
             return;
         }
@@ -41,25 +41,28 @@ impl VolumeTask {
             return;
         }
         // The rights are the agent's and the controllers' business.
-        if let Some(Change::Attach { .. } | Change::Restart { .. } | Change::Detach { .. }) = change {
+        if let Change::Attach { .. } | Change::Restart { .. } | Change::Detach { .. } = change {
             tracing::error!(volume = %self.volume, ?change, "the engine asks for what is not its business");
             return;
         }
-        let question = change.clone().map_or(Question::Read, Question::Change);
-        let handle = self.ask(Purpose::Engine { id, change }, question);
+        let purpose = Purpose::Engine {
+            id,
+            change: change.clone(),
+        };
+        let handle = self.ask(purpose, change);
         self.relayed.insert(id, handle);
     }
 
     pub(super) fn ask_ours(&mut self, change: Change) {
         self.asking = true;
-        self.ask(Purpose::Ours(change.clone()), Question::Change(change));
+        self.ask(Purpose::Ours(change.clone()), change);
     }
 
-    pub(super) fn ask(&mut self, purpose: Purpose, question: Question) -> AbortHandle {
+    pub(super) fn ask(&mut self, purpose: Purpose, change: Change) -> AbortHandle {
         let (asker, volume) = (self.context.asker.clone(), self.volume);
         self.questions.spawn(async move {
             loop {
-                let reply = asker.ask(volume, question.clone()).await.ok()?;
+                let reply = asker.ask(volume, change.clone()).await.ok()?;
                 match (&purpose, &reply) {
                     // No outcome is ever made up, and this is none: the engine waits for one.
                     (Purpose::Engine { .. }, Reply::Refused { volume: None, .. }) => {
@@ -85,9 +88,9 @@ impl VolumeTask {
                 let Some(volume) = volume else {
                     return;
                 };
-                let refusal = match (&reply, &change) {
-                    (Reply::Refused { .. }, Some(change)) => Some(row::refusal(&volume.row, change)),
-                    _ => None,
+                let refusal = match &reply {
+                    Reply::Refused { .. } => Some(row::refusal(&volume.row, &change)),
+                    Reply::Row(_) => None,
                 };
                 let row = volume.row;
                 self.send(&ToEngine::Outcome { id, row, refusal });

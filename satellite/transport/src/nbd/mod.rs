@@ -1,4 +1,4 @@
-//! The server's side of NBD for one export.
+//! The server's side of NBD for one export; and, in [`client`], a small client.
 //!
 //! Source: the protocol's own document, `doc/proto.md` of `NetworkBlockDevice/nbd`; names in quotes below
 //! are that document's.
@@ -25,6 +25,7 @@
 //! Promises: any bytes in any pieces give the same answer as the same bytes at once, memory stays
 //! bounded ([`MAX_OPTION`]), and a refused option or request leaves the stream in step.
 
+pub mod client;
 mod export;
 mod handshake;
 mod negotiation;

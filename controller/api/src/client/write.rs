@@ -1,0 +1,90 @@
+//! What can be changed. Each call sends a [`Wish`].
+
+use super::{Client, Error, Wish};
+use crate::objects::{
+    Attachment, AttachmentSpec, Class, ClassSpec, Node, NodeChange, NodeSpec, Plan, Pool, PoolChange,
+    PoolSpec, Volume, VolumeAdoption, VolumeSpec,
+};
+
+impl Client {
+    /// What `wish` would do, without doing it.
+    pub async fn plan(&self, wish: &Wish<'_>) -> Result<Plan, Error> {
+        self.send(wish, true).await
+    }
+
+    /// Registers a node.
+    pub async fn create_node(&self, spec: &NodeSpec) -> Result<Node, Error> {
+        self.send(&Wish::CreateNode(spec), false).await
+    }
+
+    /// Changes a node.
+    pub async fn change_node(&self, name: &str, change: &NodeChange) -> Result<Node, Error> {
+        self.send(&Wish::ChangeNode { name, change }, false).await
+    }
+
+    /// Forgets a node; with `force` also its pools without replicas and what it has to remove.
+    pub async fn delete_node(&self, name: &str, force: bool) -> Result<(), Error> {
+        self.send_delete(&Wish::DeleteNode { name, force }).await
+    }
+
+    /// Makes a pool on one node.
+    pub async fn create_pool(&self, spec: &PoolSpec) -> Result<Pool, Error> {
+        self.send(&Wish::CreatePool(spec), false).await
+    }
+
+    /// Changes a pool on one node.
+    pub async fn change_pool(&self, name: &str, node: &str, change: &PoolChange) -> Result<Pool, Error> {
+        self.send(&Wish::ChangePool { name, node, change }, false).await
+    }
+
+    /// Takes a pool away from one node; with `force` also when the node still has to remove something there.
+    pub async fn delete_pool(&self, name: &str, node: &str, force: bool) -> Result<(), Error> {
+        self.send_delete(&Wish::DeletePool { name, node, force }).await
+    }
+
+    /// Makes a class.
+    pub async fn create_class(&self, spec: &ClassSpec) -> Result<Class, Error> {
+        self.send(&Wish::CreateClass(spec), false).await
+    }
+
+    /// Takes a class away; its volumes stay as they are.
+    pub async fn delete_class(&self, name: &str) -> Result<(), Error> {
+        self.send_delete(&Wish::DeleteClass { name }).await
+    }
+
+    /// Makes a volume; it is in state `creating` until its replicas are there.
+    pub async fn create_volume(&self, spec: &VolumeSpec) -> Result<Volume, Error> {
+        self.send(&Wish::CreateVolume(spec), false).await
+    }
+
+    /// Begins to delete a volume; it is gone when it is not found any more. With `force` at once, and
+    /// [`Client::tombstones`] tells what its nodes still have of it.
+    pub async fn delete_volume(&self, name: &str, force: bool) -> Result<(), Error> {
+        self.send_delete(&Wish::DeleteVolume { name, force }).await
+    }
+
+    /// Makes the catalogue say of a volume what its replicas say, after it was restored from an old backup.
+    pub async fn adopt_volume(&self, name: &str, adoption: &VolumeAdoption) -> Result<Volume, Error> {
+        self.send(&Wish::AdoptVolume { name, adoption }, false).await
+    }
+
+    /// Begins to attach a volume to a node.
+    pub async fn attach(&self, volume: &str, spec: &AttachmentSpec) -> Result<Attachment, Error> {
+        self.send(&Wish::Attach { volume, spec }, false).await
+    }
+
+    /// Begins to detach a volume from a node; done when the volume no longer lists the attachment.
+    pub async fn detach(&self, volume: &str, node: &str, force: bool) -> Result<(), Error> {
+        self.send_delete(&Wish::Detach { volume, node, force }).await
+    }
+
+    /// Takes a controller out of the cluster.
+    pub async fn remove_controller(&self, name: &str) -> Result<(), Error> {
+        self.send_delete(&Wish::RemoveController { name }).await
+    }
+
+    /// Makes another controller the leader.
+    pub async fn transfer_leader(&self, name: &str) -> Result<(), Error> {
+        self.send_unit(&Wish::TransferLeader { name }).await.map(|_| ())
+    }
+}

@@ -1,0 +1,122 @@
+//! Pools, and the classes of volumes carved from them.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Makes a pool on one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolSpec {
+    /// Pools of one name on several nodes are one pool to volumes.
+    pub name: String,
+    /// Node.
+    pub node: String,
+    /// Directory of a file pool.
+    pub dir: String,
+    /// Tags such as `nvme`.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// How many times the capacity may be promised to volumes; 0: the default (20).
+    #[serde(default)]
+    pub overprovision: f64,
+}
+
+/// Changes a pool on one node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolChange {
+    /// Replaces the tags.
+    #[serde(default)]
+    pub tags: Option<Vec<String>>,
+    /// Replaces the limit.
+    #[serde(default)]
+    pub overprovision: Option<f64>,
+}
+
+/// Whether a pool can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolState {
+    /// Usable.
+    Ready,
+    /// Not yet reported by its node.
+    Pending,
+    /// Its node reports a fault.
+    Failed,
+    /// Its node is not connected.
+    Offline,
+}
+
+/// Space on one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Pool {
+    /// Name, shared between nodes.
+    pub name: String,
+    /// Node.
+    pub node: String,
+    /// `file`.
+    pub kind: String,
+    /// Directory.
+    pub dir: String,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Observed.
+    pub state: PoolState,
+    /// What is wrong; empty when nothing is.
+    pub error: String,
+    /// Names the file system it is on: pools with the same value share their space. Empty while unknown.
+    #[serde(default)]
+    pub filesystem: String,
+    /// Bytes of the file system, as last reported.
+    pub capacity_bytes: u64,
+    /// Bytes free in it.
+    pub free_bytes: u64,
+    /// Bytes promised to replicas here.
+    pub promised_bytes: u64,
+    /// Limit of promised over capacity.
+    pub overprovision: f64,
+    /// How snapshots are made here: `reflink`, `copy`; empty while unknown.
+    pub snapshots: String,
+    /// Replicas here.
+    pub replicas: u64,
+    /// Catalogue revision of its last change.
+    pub revision: u64,
+}
+
+/// A named template for volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClassSpec {
+    /// Name.
+    pub name: String,
+    /// Number of replicas; 0: the default (2).
+    #[serde(default)]
+    pub replicas: u8,
+    /// Pool to carve from; absent: any.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// Tags a pool must carry, all of them.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Transport for attaches; absent: by probe.
+    #[serde(default)]
+    pub transport: Option<String>,
+    /// Node property whose values must all differ between replicas.
+    #[serde(default)]
+    pub spread: Option<String>,
+    /// Node property whose value must be the same for all replicas.
+    #[serde(default)]
+    pub together: Option<String>,
+}
+
+/// A class as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Class {
+    /// All that was asked for.
+    #[serde(flatten)]
+    pub spec: ClassSpec,
+    /// Volumes made from it.
+    pub volumes: u64,
+    /// Catalogue revision of its last change.
+    pub revision: u64,
+}
