@@ -28,9 +28,6 @@ pub(crate) fn session(input: &[u8]) {
     if let Ok(ask) = proto::ChangeView::decode(input) {
         _ = wire::change(&ask, "s1");
     }
-    if let Ok(read) = proto::ReadVolume::decode(input) {
-        _ = wire::volume_id(&read.volume_id);
-    }
     if let Ok(hello) = proto::Hello::decode(input) {
         let seen = wire::seen(&hello);
         assert_eq!(seen.transports.len(), hello.transports.len());

@@ -70,7 +70,7 @@ pub fn volume(row: &VolumeRow, name: &str, addresses: &Addresses) -> proto::Volu
 }
 
 /// A volume's id.
-pub fn volume_id(text: &str) -> Result<VolumeId, Malformed> {
+pub(crate) fn volume_id(text: &str) -> Result<VolumeId, Malformed> {
     Uuid::from_str(text)
         .map(VolumeId)
         .map_err(|_| Malformed::VolumeId(text.chars().take(80).collect()))

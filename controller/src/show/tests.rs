@@ -636,6 +636,8 @@ fn what_is_left_of_a_deleted_volume_is_told_until_it_is_gone() {
         volumes: &[],
         tombstones: &both,
         seen: &seen,
+        node_rows: &[],
+        history: None,
     });
     assert_eq!(
         codes(&status),

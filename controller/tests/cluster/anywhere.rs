@@ -117,6 +117,7 @@ fn action(random: &mut Random, index: u64) -> Action {
             name,
             expect: None,
             gone: random.below(2) == 0,
+            force: None,
         },
         11 => Action::ChangeNode {
             name: random.node(),

@@ -340,12 +340,8 @@ async fn the_owner_has_a_right_that_replicas_take_whoever_leads() {
         panic!("refused")
     };
     assert!(granted(&before, &told.right, &id, 2).is_some());
-    let read = request::Kind::Read(ReadVolume {
-        volume_id: id.clone(),
-    });
-    let answer::Kind::Volume(told) = satellites[0].ask(read).await.kind.unwrap() else {
-        panic!("refused")
-    };
+    // The row in the refusal of somebody else's request.
+    let told = refused(satellites[0].ask(detach(&id)).await).volume.unwrap();
     assert!(
         told.right.is_empty(),
         "a right for a node that does not own the volume"
