@@ -12,11 +12,12 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use openraft::impls::leader_id_std::LeaderId;
 use sqlx::{Connection, SqliteConnection};
 
 use crate::database::{self, CATALOGUE, DatabaseError};
 use crate::directory::{Directory, sync_directory};
-use crate::entry::{Membership, StoredMembership, log_id};
+use crate::entry::{Membership, StoredMembership, Vote, log_id};
 use crate::log_file::{self, LogFileError};
 use crate::peer::Seat;
 use crate::snapshot::{self, remove_draft};
@@ -126,6 +127,15 @@ pub async fn restore<A: Application>(dir: &Path, me: &PeerInfo, copy: &Path) -> 
         source: source.into(),
     };
     log_file::purge(&mut log, &last).await.map_err(failed)?;
+    // No vote is older than the log it stands for: the next election begins after the term of the backup.
+    let vote = Vote {
+        leader_id: LeaderId {
+            term: origin.term,
+            voted_for: me.id,
+        },
+        committed: false,
+    };
+    log_file::save_vote(&mut log, &vote).await.map_err(failed)?;
     log_file::checkpoint(&mut log).await.map_err(failed)?;
     log.close().await.map_err(failed)?;
     let seat = Seat {

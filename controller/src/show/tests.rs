@@ -176,7 +176,7 @@ fn a_volume_is_as_its_replicas_and_engine_are() {
 
     let mut ejected = volume();
     stale(&mut ejected);
-    let reason = "replica on s2 is stale (timed-out)".to_owned();
+    let reason = "replica on s2 is stale (left the set: timed-out)".to_owned();
     assert_eq!(
         states(&ejected, &cluster.seen()),
         (VolumeState::Degraded, reason, vec![InSync, Stale])
