@@ -217,6 +217,13 @@ impl<P: Clone> Engine<P> {
                 return;
             }
         }
+        if !self.one_vouches(
+            now,
+            |replica, peer| stays(replica) && (peer.is_right() || !right),
+            out,
+        ) {
+            return;
+        }
         self.spared_since = None;
         self.propose(
             Change::Remove {
@@ -229,6 +236,34 @@ impl<P: Clone> Engine<P> {
         if defect!(AnswerBeforeRemoval) {
             self.try_ack_all(now, out);
         }
+    }
+
+    /// One of those that stay has just answered. Of one that was not heard for longer nobody knows whether it
+    /// still holds what it acknowledged; the one that is to go may be the last that does. Who was not heard is asked.
+    //= docs/replication.md#R2
+    fn one_vouches(
+        &mut self,
+        now: Time,
+        which: impl Fn(ReplicaId, &Peer<P>) -> bool,
+        out: &mut Vec<Command<P>>,
+    ) -> bool {
+        let open: Vec<(ReplicaId, bool, bool)> = self
+            .members()
+            .filter(|(replica, peer)| peer.is_open() && which(*replica, peer))
+            .map(|(replica, peer)| {
+                let heard = now.since(peer.heard) <= UNREACHABLE_AFTER;
+                (replica, heard, peer.silent_at().is_some())
+            })
+            .collect();
+        if open.iter().any(|(_, heard, _)| *heard) {
+            return true;
+        }
+        for (replica, _, asked) in open {
+            if !asked {
+                self.ping(now, replica, out);
+            }
+        }
+        false
     }
 
     /// The set may do without this member, and without those that are to go anyway.

@@ -8,6 +8,22 @@ use stor_replication::wire::Kind;
 use super::bench::{A, B, Rig, block, row, view};
 
 #[test]
+fn a_member_that_stays_answers_before_another_is_removed() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 1));
+    rig.write(1, block(0));
+    rig.answer_if(|sent| sent.header.kind == Kind::Write);
+    assert!(rig.is_done(1));
+    // Nothing comes from A any more: it may have rebooted, and B may be the last that has the write.
+    rig.run_if(1000, |sent| sent.replica == B);
+    rig.lose(B);
+    rig.run_if(1500, |sent| sent.replica == B);
+    assert_eq!(rig.proposed, [], "nobody vouches for what it acknowledged");
+    assert_eq!(rig.waiting(Kind::Ping), [A]);
+    rig.run(100);
+    assert_eq!(rig.proposed.len(), 1);
+}
+
+#[test]
 fn an_answer_waits_for_the_catalogue_and_for_one_stored_view() {
     let mut rig = Rig::serving(row(&[A, B], &[], 1));
     rig.write(1, block(0));
