@@ -39,6 +39,10 @@ impl<'a> Volume<'a> {
         let tag = format!("for-{name}");
         for node in nodes {
             let mut tags = cluster.run(cluster.client().pool(POOL, node))?.tags;
+            // There already, if a volume of this name was deleted.
+            if tags.contains(&tag) {
+                continue;
+            }
             tags.push(tag.clone());
             let change = PoolChange {
                 tags: Some(tags),

@@ -237,7 +237,7 @@ fn a_volume_is_as_its_replicas_and_engine_are() {
     new.places.get_mut(&ReplicaId(0)).unwrap().phase = row::ReplicaPhase::Deleting;
     let (state, reason, replicas) = states(&new, &cluster.without("s1"));
     assert_eq!((state, replicas[0]), (VolumeState::Deleting, Deleting));
-    assert_eq!(reason, "waits for s1, not connected");
+    assert_eq!(reason, "waits: node s1 is not connected");
 }
 
 #[test]

@@ -205,10 +205,9 @@ fn an_old_backup_loses_nothing_and_shows_nothing_stale() -> anyhow::Result<()> {
 
         cluster.kill(&CONTROLLERS)?;
         let before = files(cluster)?;
-        restore(cluster, &backup)?;
-
-        // Only the nodes with the older copies are there besides the one that knows: s1 is stopped first.
+        // Of those that have a replica only the ones with the older copies are there: s1, which knows, tells nobody.
         cluster.kill(&["s1"])?;
+        restore(cluster, &backup)?;
         cluster.start_again(&["s2", "s3"])?;
         for node in ["s2", "s3"] {
             cluster.wait_node(node, NodeState::Online)?;

@@ -32,6 +32,15 @@ fn a_forced_delete_names_what_a_dead_node_has_and_the_node_removes_it() -> anyho
         drop(medium);
         volume.detach(cluster::CLIENT)?;
         let files = (written(&volume, "s1")?, written(&volume, "s2")?);
+        wait::that(wait::LONG, "the nodes have told what they hold", || {
+            let shown = cluster.run(cluster.client().volume("db1"))?;
+            let told = shown.replicas.iter().all(|one| one.allocated_bytes > 256 * 4096);
+            Ok(if told {
+                Ok(())
+            } else {
+                Err(format!("{:?}", shown.replicas))
+            })
+        })?;
         cluster.kill(&["s2"])?;
         cluster.wait_node("s2", NodeState::Offline)?;
 

@@ -91,8 +91,12 @@ impl World {
         }
         if let Change::Add { member, .. } = change {
             let node = self.node_of(*member);
-            if let Some(node) = node {
-                self.nodes[node].wiped = 0;
+            // What it lost before it was flushed for the last time was copied to it since; what it lost after
+            // that, and before the catalogue heard of it, it joins without.
+            if let Some(node) = node.map(|node| &mut self.nodes[node])
+                && node.wiped <= node.flush_begun
+            {
+                node.wiped = 0;
             }
         }
         self.note_lost();

@@ -147,6 +147,9 @@ impl World {
                 let promised = self.nodes[node].satellite.as_ref().unwrap().promised;
                 self.check_disk_action(node, promised, &action);
                 let slow = matches!(action, DiskAction::Flush);
+                if slow {
+                    self.nodes[node].flush_begun = self.moment;
+                }
                 let delay = if slow {
                     self.rng.spread(100, 20 * MS)
                 } else {

@@ -148,6 +148,8 @@ pub(crate) struct Node {
     /// When its replica last lost acknowledged writes, since it joined.
     pub(crate) wiped: u64,
     pub(crate) ever_wiped: bool,
+    /// When the last flush of its disk began.
+    pub(crate) flush_begun: u64,
 }
 
 impl Node {
@@ -280,6 +282,7 @@ impl World {
                 starting: false,
                 wiped: 0,
                 ever_wiped: false,
+                flush_begun: 0,
             };
             if index < copies {
                 let id = ReplicaId(index as u32 + 1);
