@@ -80,8 +80,8 @@ async fn delete_now(cluster: &Cluster, name: String, manner: Manner, expect: Opt
     for _ in 0..ATTEMPTS {
         let mut look = cluster.look().await?;
         let row = need(&mut look, &name).await?;
-        refuse_in_use(&row, &look)?;
         refuse_behind(&row, &look)?;
+        refuse_in_use(&row, &look)?;
         let action = Action::DeleteVolume {
             name: name.clone(),
             expect,
