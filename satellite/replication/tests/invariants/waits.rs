@@ -2,7 +2,7 @@
 
 use stor_replication::engine::State;
 
-use crate::bench::{A, B, C, Rig, block, row};
+use super::bench::{A, B, C, Rig, block, row};
 
 fn waits(rig: &Rig) -> String {
     rig.engine.waits_for(rig.now).unwrap_or_default()
