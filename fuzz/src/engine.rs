@@ -6,7 +6,7 @@ use std::time::Duration;
 use stor_replication::body::Body;
 use stor_replication::catalogue::{Member, MemberState, VolumeRow};
 use stor_replication::engine::{Command, Engine, Event, LinkId, Request, Start};
-use stor_replication::ids::{CacheId, ConfigSeq, Epoch, IoId, ReplicaId, View};
+use stor_replication::ids::{CacheId, ConfigSeq, Epoch, IoId, Loss, OpId, ReplicaId, View};
 use stor_replication::info::Info;
 use stor_replication::range::ByteRange;
 use stor_replication::time::Time;
@@ -48,8 +48,7 @@ fn row() -> VolumeRow {
 fn info() -> Info {
     Info {
         cache: CacheId(Uuid::from_u128(5)),
-        cache_kept: true,
-        doubt: Epoch(0),
+        loss: Loss::NONE,
         stored: View {
             epoch: Epoch(0),
             config: ConfigSeq(0),
@@ -226,8 +225,10 @@ fn client(from: &mut Bytes<'_>) -> Request<u8> {
 fn odd_info(from: &mut Bytes<'_>) -> Info {
     Info {
         cache: CacheId(Uuid::from_u128(from.byte().into())),
-        cache_kept: from.byte().is_multiple_of(2),
-        doubt: Epoch(from.byte().into()),
+        loss: Loss {
+            epoch: Epoch(from.byte().into()),
+            op: OpId(from.byte().into()),
+        },
         stored: View {
             epoch: Epoch(from.number(SIZE)),
             config: ConfigSeq(from.number(SIZE)),

@@ -102,6 +102,7 @@ mod list {
         ReadUnrepaired "R8" "a read does not wait for the repair";
         AnySource "R8" "any member is the source of the repair";
         DoubtForgotten "R8" "a replica does not remember that it lost its cache";
+        LossesTie "R8" "losses found by one engine count as equally old";
         FlushInDoubt "R8" "flushes are answered while a member is in doubt";
         LastRightGoes "R8" "the last member that is right is removed at once";
         LossServed "R8" "an older client is served though no member is right";

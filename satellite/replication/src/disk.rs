@@ -22,7 +22,7 @@
 
 use thiserror::Error;
 
-use crate::ids::{CacheId, ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
+use crate::ids::{CacheId, ConfigSeq, Epoch, Lineage, Loss, OpId, ReplicaId, View, VolumeId};
 use crate::info::Reader;
 use crate::range::{BLOCK, MAX_VOLUME, REGION};
 use crate::wire::crc32c;
@@ -209,13 +209,13 @@ pub struct Superblock {
     pub view: View,
     /// The in-sync set of `view`, rising.
     pub in_sync: Vec<ReplicaId>,
-    /// Volatile state when `view` was stored: differs from now, then writes acknowledged since may be gone
-    /// (R8, R9).
+    /// Volatile state when an engine last opened it: differs from now, then writes acknowledged since may be
+    /// gone (R8, R9).
     pub cache: CacheId,
-    /// It had lost acknowledged writes when this epoch began and has not been made equal to a better copy
-    /// since (R8); zero: it has not. Set when a view is stored after a loss, cleared when an engine says so;
-    /// outlives engines that do not get that far.
-    pub doubt: Epoch,
+    /// When it lost acknowledged writes, if it has not been made equal to a better copy since (R8). Durable
+    /// before the promise to the engine that found it out, cleared when an engine says so; outlives engines
+    /// that do not get that far.
+    pub loss: Loss,
     /// The disk failed in this opening (R15); the next one begins with a lost cache.
     pub failed: bool,
     /// How often it was opened after a failure. Part of the identity of its volatile state: kept, so that a
@@ -253,7 +253,7 @@ impl Superblock {
         out.extend(self.view.config.0.to_le_bytes());
         out.extend(self.cache.0.as_bytes());
         out.push(u8::from(self.failed));
-        out.extend(self.doubt.0.to_le_bytes());
+        out.extend(self.loss.epoch.0.to_le_bytes());
         out.extend(self.failures.to_le_bytes());
         out.push(u8::try_from(self.in_sync.len()).unwrap_or(u8::MAX));
         self.in_sync
@@ -265,6 +265,8 @@ impl Superblock {
             out.extend(replica.0.to_le_bytes());
             out.extend(since.0.to_le_bytes());
         }
+        // Where it is missing the page ends in zeroes: older than any other loss of that epoch.
+        out.extend(self.loss.op.0.to_le_bytes());
         out
     }
 
@@ -281,7 +283,10 @@ impl Superblock {
             },
             cache: CacheId(from.uuid()?),
             failed: from.flag()?,
-            doubt: Epoch(from.u64()?),
+            loss: Loss {
+                epoch: Epoch(from.u64()?),
+                op: OpId(0),
+            },
             failures: from.u64()?,
             in_sync: Vec::new(),
             maps: Vec::new(),
@@ -296,6 +301,7 @@ impl Superblock {
             let entry = (ReplicaId(from.u32()?), ConfigSeq(from.u64()?));
             superblock.maps.push(used.then_some(entry));
         }
+        superblock.loss.op = OpId(from.u64()?);
         Some(superblock)
     }
 
@@ -309,7 +315,7 @@ impl Superblock {
             in_sync: member.into_iter().collect(),
             cache,
             failed: false,
-            doubt: Epoch(0),
+            loss: Loss::NONE,
             failures: 0,
             maps: vec![None; SLOTS],
         }

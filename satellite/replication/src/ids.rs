@@ -90,6 +90,25 @@ uuid_id!(
     CacheId
 );
 
+/// When a replica was found to have lost acknowledged writes: by which engine, with which message. Of two replicas
+/// the one that lost something longer ago has all that the other has: what was acknowledged since, it has as well.
+/// Ordered so; [`Loss::NONE`] comes first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Loss {
+    /// The engine.
+    pub epoch: Epoch,
+    /// Its message: engines number them in the order sent, whoever they are for.
+    pub op: OpId,
+}
+
+impl Loss {
+    /// Nothing is missing.
+    pub const NONE: Self = Self {
+        epoch: Epoch(0),
+        op: OpId(0),
+    };
+}
+
 /// A point in a volume's life: who may write (`epoch`) and which replicas must have it (`config`).
 /// Ordered by epoch first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]

@@ -3,17 +3,15 @@
 use uuid::Uuid;
 
 use crate::catalogue::MAX_REPLICAS;
-use crate::ids::{CacheId, ConfigSeq, Epoch, Lineage, ReplicaId, View};
+use crate::ids::{CacheId, ConfigSeq, Epoch, Lineage, Loss, OpId, ReplicaId, View};
 
 /// A replica's answer to [`crate::wire::Kind::Open`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Info {
     /// Volatile state now (R9).
     pub cache: CacheId,
-    /// No write acknowledged under the stored view was lost (R8).
-    pub cache_kept: bool,
-    /// It lost some before this epoch, and was not made good; zero: it is right.
-    pub doubt: Epoch,
+    /// When it lost acknowledged writes, if it was not made good since (R8).
+    pub loss: Loss,
     /// The view it had stored before this engine came.
     pub stored: View,
     /// Whether that view's in-sync set held this replica.
@@ -42,8 +40,9 @@ impl Info {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(80 + self.maps.len() * 12);
         out.extend(self.cache.0.as_bytes());
-        out.extend([self.cache_kept, self.in_sync].map(u8::from));
-        out.extend(self.doubt.0.to_le_bytes());
+        out.push(u8::from(self.in_sync));
+        out.extend(self.loss.epoch.0.to_le_bytes());
+        out.extend(self.loss.op.0.to_le_bytes());
         out.extend(self.stored.epoch.0.to_le_bytes());
         out.extend(self.stored.config.0.to_le_bytes());
         out.extend(self.lineage.0.as_bytes());
@@ -58,9 +57,11 @@ impl Info {
         let mut from = Reader(bytes);
         let info = Self {
             cache: CacheId(from.uuid()?),
-            cache_kept: from.flag()?,
             in_sync: from.flag()?,
-            doubt: Epoch(from.u64()?),
+            loss: Loss {
+                epoch: Epoch(from.u64()?),
+                op: OpId(from.u64()?),
+            },
             stored: View {
                 epoch: Epoch(from.u64()?),
                 config: ConfigSeq(from.u64()?),

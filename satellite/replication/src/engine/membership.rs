@@ -8,7 +8,7 @@ use super::peer::Peer;
 use super::{Command, Engine, FailReason, Phase, Proposal, START_GRACE, UNREACHABLE_AFTER};
 use crate::body::Body;
 use crate::catalogue::{Change, EjectReason, MemberState, Refusal, VolumeRow};
-use crate::ids::{ConfigSeq, Epoch, ReplicaId};
+use crate::ids::{ConfigSeq, Loss, ReplicaId};
 use crate::info::Roster;
 use crate::right::RightRefusal;
 use crate::time::Time;
@@ -90,8 +90,7 @@ impl<P: Clone> Engine<P> {
             flags |= flags::WHOLE;
             peer.lost = false;
             if let Some(info) = &mut peer.info {
-                info.cache_kept = true;
-                info.doubt = Epoch(0);
+                info.loss = Loss::NONE;
             }
         }
         let message = Message {

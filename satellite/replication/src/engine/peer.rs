@@ -9,7 +9,7 @@ use super::message::{Purpose, Sent};
 use super::resync::Sync;
 use super::{Command, LinkId, REQUEST_DEADLINE, SILENCE, UNREACHABLE_AFTER};
 use crate::catalogue::EjectReason;
-use crate::ids::{CacheId, Epoch, OpId, ReplicaId};
+use crate::ids::{CacheId, Loss, OpId, ReplicaId};
 use crate::info::Info;
 use crate::right::RightRefusal;
 use crate::time::Time;
@@ -121,25 +121,16 @@ impl<P> Peer<P> {
 
     /// It has everything that was ever acknowledged while it was in the set.
     pub(super) fn is_right(&self) -> bool {
-        self.loss() == Some(Epoch(0))
-    }
-
-    /// Which of its writes it lost, if it was not made good since: those of before this epoch. `None`: it
-    /// just lost some, or is not known.
-    fn loss(&self) -> Option<Epoch> {
-        self.info
-            .as_ref()
-            .filter(|info| info.cache_kept)
-            .map(|info| info.doubt)
+        self.info.as_ref().is_some_and(|info| info.loss == Loss::NONE)
     }
 
     /// How good a source for what members may differ in: the longer ago a member lost anything, the better.
     //= docs/replication.md#R8
-    pub(super) fn worth(&self) -> Reverse<u64> {
+    pub(super) fn worth(&self) -> Option<Reverse<Loss>> {
         if defect!(AnySource) {
-            return Reverse(0);
+            return None;
         }
-        Reverse(self.loss().map_or(u64::MAX, |epoch| epoch.0))
+        self.info.as_ref().map(|info| Reverse(info.loss))
     }
 
     /// It had no room for writes that are still to be done.

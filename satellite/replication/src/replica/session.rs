@@ -2,7 +2,7 @@
 
 use super::{Command, Opening, Replica, Session, Waiting, refuse_right, reply};
 use crate::body::Body;
-use crate::ids::{ConnId, Epoch, View};
+use crate::ids::{ConnId, Loss, OpId, View};
 use crate::info::{Info, Roster};
 use crate::right::{Authorised, RightRefusal};
 use crate::time::Time;
@@ -44,6 +44,7 @@ impl<P: Clone> Replica<P> {
             }
         }
         self.end_session();
+        self.notice_loss(&header);
         if self.superblock.fence != header.view.epoch {
             self.superblock.fence = header.view.epoch;
             self.maps.touch_superblock();
@@ -65,6 +66,25 @@ impl<P: Clone> Replica<P> {
             stored_at: self.maps.generation(),
             leased: false,
         });
+    }
+
+    /// The volatile state is another than at the last opening. Durable before the promise, and so before anything
+    /// more is acknowledged: remembered beyond this engine, which may not live to make it good, and of two losses
+    /// the earlier one is known.
+    //= docs/replication.md#R8
+    fn notice_loss(&mut self, header: &Header) {
+        if self.superblock.cache == self.cache {
+            return;
+        }
+        self.superblock.cache = self.cache;
+        if !defect!(DoubtForgotten) {
+            let op = if defect!(LossesTie) { OpId(0) } else { header.op };
+            self.superblock.loss = self.superblock.loss.max(Loss {
+                epoch: header.view.epoch,
+                op,
+            });
+        }
+        self.maps.touch_superblock();
     }
 
     /// Tells an engine that is not the present one why it is not served.
@@ -106,9 +126,8 @@ impl<P: Clone> Replica<P> {
         });
         let info = Info {
             cache: self.cache,
-            cache_kept: self.cache == self.superblock.cache,
             stored: self.superblock.view,
-            doubt: self.superblock.doubt,
+            loss: self.superblock.loss,
             in_sync: self.superblock.in_sync.contains(&self.id),
             lineage: self.superblock.lineage,
             size: self.superblock.size,
@@ -147,13 +166,9 @@ impl<P: Clone> Replica<P> {
         self.superblock.view = header.view;
         self.superblock.in_sync = roster.in_sync;
         //= docs/replication.md#R8
-        // Remembered beyond this engine, which may not live to make it good.
         if header.flags & flags::WHOLE != 0 {
-            self.superblock.doubt = Epoch(0);
-        } else if self.superblock.cache != self.cache && !defect!(DoubtForgotten) {
-            self.superblock.doubt = header.view.epoch;
+            self.superblock.loss = Loss::NONE;
         }
-        self.superblock.cache = self.cache;
         self.maps.touch_superblock();
         self.answer_when_stored(now, conn, header);
     }

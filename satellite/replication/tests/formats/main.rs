@@ -15,7 +15,7 @@ use stor_replication::disk::{
     BODY, Copy, FormatError, PAGE, PageId, SLOTS, Superblock, VERSION, decode_copy, decode_superblock,
     encode_page, newest,
 };
-use stor_replication::ids::{CacheId, ConfigSeq, Epoch, Lineage, OpId, ReplicaId, View, VolumeId};
+use stor_replication::ids::{CacheId, ConfigSeq, Epoch, Lineage, Loss, OpId, ReplicaId, View, VolumeId};
 use stor_replication::info::{Info, Roster};
 use stor_replication::range::MAX_VOLUME;
 use stor_replication::replica::{LoadError, Replica};
@@ -45,7 +45,10 @@ fn superblock() -> Superblock {
         in_sync: vec![ReplicaId(1), REPLICA],
         cache: CacheId(Uuid::from_u128(0xcafe)),
         failed: false,
-        doubt: Epoch(9),
+        loss: Loss {
+            epoch: Epoch(9),
+            op: OpId(0),
+        },
         failures: 3,
         maps,
     }
@@ -367,14 +370,17 @@ proptest! {
     #[test]
     fn a_superblock_comes_back(
         fence in any::<u64>(), view in any::<(u64, u64)>(), members in proptest::collection::vec(any::<u32>(), 0..8),
-        slot in 0..SLOTS, absent in any::<(u32, u64)>(), failed in any::<bool>(), doubt in any::<u64>(),
+        slot in 0..SLOTS, absent in any::<(u32, u64)>(), failed in any::<bool>(), loss in any::<(u64, u64)>(),
     ) {
         let mut wanted = superblock();
         wanted.fence = Epoch(fence);
         wanted.view = View { epoch: Epoch(view.0), config: ConfigSeq(view.1) };
         wanted.in_sync = members.into_iter().map(ReplicaId).collect();
         wanted.failed = failed;
-        wanted.doubt = Epoch(doubt);
+        wanted.loss = Loss {
+            epoch: Epoch(loss.0),
+            op: OpId(loss.1),
+        };
         wanted.maps[slot] = Some((ReplicaId(absent.0), ConfigSeq(absent.1)));
         prop_assert_eq!(read(&page(6, &wanted), &[]), Ok((6, wanted)));
     }

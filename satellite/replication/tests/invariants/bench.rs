@@ -10,7 +10,7 @@ use stor_replication::disk::{PAGE, PageId, Superblock, encode_page};
 use stor_replication::engine::{self, Engine, IoError, LinkId, Request, Start};
 use stor_replication::extents::{self, Extent};
 use stor_replication::ids::{
-    CacheId, ConfigSeq, ConnId, Epoch, IoId, Lineage, OpId, ReplicaId, View, VolumeId,
+    CacheId, ConfigSeq, ConnId, Epoch, IoId, Lineage, Loss, OpId, ReplicaId, View, VolumeId,
 };
 use stor_replication::info::{Info, Roster};
 use stor_replication::range::ByteRange;
@@ -32,6 +32,14 @@ pub(crate) type Data = u64;
 
 pub(crate) fn cache(number: u128) -> CacheId {
     CacheId(Uuid::from_u128(number))
+}
+
+/// Found by the engine of epoch 2 with its `op`th message.
+pub(crate) fn lost(op: u64) -> Loss {
+    Loss {
+        epoch: Epoch(2),
+        op: OpId(op),
+    }
 }
 
 pub(crate) fn at(millis: u64) -> Time {
@@ -334,8 +342,7 @@ impl Rig {
             .map(|id| {
                 let info = Info {
                     cache: cache(1),
-                    cache_kept: true,
-                    doubt: Epoch(0),
+                    loss: Loss::NONE,
                     stored: view(2, 0),
                     in_sync: true,
                     lineage: LINEAGE,

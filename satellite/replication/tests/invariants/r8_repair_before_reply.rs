@@ -2,16 +2,16 @@
 //! After an unclean end members are made equal before a read shows either; who lost its cache is no source.
 
 use stor_replication::engine::{FailReason, Request, State};
-use stor_replication::ids::Epoch;
+use stor_replication::ids::{Epoch, Loss, OpId};
 use stor_replication::wire::{Kind, Status, flags};
 
-use super::bench::{A, B, Bench, C, Rig, block, cache, row, view};
+use super::bench::{A, B, Bench, C, Rig, block, cache, lost, row, view};
 
 fn dirty(guest_alive: bool, kept: [bool; 2]) -> Rig {
     let mut rig = Rig::new(row(&[A, B], &[], 1), guest_alive, None);
     rig.dirty.insert(A, 1);
     for (replica, kept) in [A, B].into_iter().zip(kept) {
-        rig.info.get_mut(&replica).unwrap().cache_kept = kept;
+        rig.info.get_mut(&replica).unwrap().loss = if kept { Loss::NONE } else { lost(3) };
     }
     rig
 }
@@ -100,13 +100,71 @@ fn a_loss_is_remembered_until_an_engine_has_made_it_good() {
     let mut out = bench.ask(1, store, stor_replication::body::Body::Bytes(roster.encode()));
     out.extend(bench.stored());
     assert_eq!(super::bench::status(&out, store.op), Some(Status::Ok));
-    assert_eq!(bench.replica.superblock().doubt, Epoch(2));
+    assert_eq!(
+        bench.replica.superblock().loss,
+        Loss {
+            epoch: Epoch(2),
+            op: open.op
+        }
+    );
     bench.store_view(1, view(2, 0), &[]);
     assert_eq!(
-        bench.replica.superblock().doubt,
-        Epoch(0),
+        bench.replica.superblock().loss,
+        Loss::NONE,
         "an engine said it is right"
     );
+}
+
+#[test]
+fn who_lost_something_longer_ago_is_the_source() {
+    for (losses, source) in [([lost(3), lost(4)], A), ([lost(4), lost(3)], B)] {
+        let mut rig = dirty(false, [false, false]);
+        for (replica, loss) in [A, B].into_iter().zip(losses) {
+            rig.info.get_mut(&replica).unwrap().loss = loss;
+        }
+        rig.run_if(100, |sent| sent.header.kind != Kind::Read);
+        let reads = rig.waiting(Kind::Read);
+        assert!(
+            !reads.is_empty() && reads.iter().all(|from| *from == source),
+            "{reads:?}"
+        );
+    }
+}
+
+#[test]
+fn two_losses_that_one_engine_finds_are_told_apart() {
+    // Each is opened with the cache it had and then with another; nobody tells it that it is right.
+    let lost_at = |op: u64| {
+        let mut bench = Bench::new();
+        bench.open(1, view(1, 0), &[]);
+        let mut bench = bench.restart(cache(2));
+        let mut open = bench.header(Kind::Open, view(2, 0));
+        (open.flags, open.op) = (flags::MEMBER, OpId(op));
+        bench.ask(1, open, stor_replication::body::Body::None);
+        bench.stored();
+        bench.restart(cache(2)).replica.superblock().loss
+    };
+    assert!(Loss::NONE < lost_at(1));
+    assert!(lost_at(1) < lost_at(2));
+    assert_eq!(lost_at(2).epoch, Epoch(2));
+}
+
+#[test]
+fn a_loss_is_durable_before_the_promise() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    let mut bench = bench.restart(cache(2));
+    let mut open = bench.header(Kind::Open, view(1, 0));
+    open.flags = flags::MEMBER;
+    bench.now = bench.now + std::time::Duration::from_secs(5);
+    let out = bench.ask(1, open, stor_replication::body::Body::None);
+    assert_eq!(
+        super::bench::status(&out, open.op),
+        None,
+        "the epoch is the same, the cache is not"
+    );
+    let out = bench.stored();
+    assert_eq!(super::bench::status(&out, open.op), Some(Status::Ok));
 }
 
 #[test]
@@ -116,7 +174,7 @@ fn the_last_member_that_is_right_is_waited_for() {
     let mut rig = Rig::new(unclean, true, None);
     for replica in [A, B, C] {
         rig.dirty.insert(replica, 1);
-        rig.info.get_mut(&replica).unwrap().cache_kept = replica == A;
+        rig.info.get_mut(&replica).unwrap().loss = if replica == A { Loss::NONE } else { lost(3) };
     }
     rig.run_if(300, |sent| sent.header.kind != Kind::Read);
     assert_eq!(

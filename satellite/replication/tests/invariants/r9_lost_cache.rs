@@ -5,7 +5,7 @@ use stor_replication::catalogue::{Change, EjectReason};
 use stor_replication::engine::Request;
 use stor_replication::wire::Kind;
 
-use super::bench::{A, B, C, Rig, Sent, block, cache, row, view};
+use super::bench::{A, B, C, Rig, Sent, block, cache, lost, row, view};
 
 fn rebooted(rig: &mut Rig, replica: stor_replication::ids::ReplicaId) {
     rebooted_if(rig, replica, |_| true);
@@ -15,7 +15,7 @@ fn rebooted_if(rig: &mut Rig, replica: stor_replication::ids::ReplicaId, which: 
     rig.lose(replica);
     let info = rig.info.get_mut(&replica).unwrap();
     info.cache = cache(9);
-    info.cache_kept = false;
+    info.loss = lost(3);
     rig.back(replica);
     rig.run_if(200, which);
 }
@@ -93,7 +93,7 @@ fn a_copy_under_way_does_not_vouch_for_what_the_member_lost_of_it() {
     rig.lose(victim);
     let info = rig.info.get_mut(&victim).unwrap();
     info.cache = cache(9);
-    info.cache_kept = false;
+    info.loss = lost(3);
     rig.back(victim);
     rig.run_if(200, |sent| sent.header.kind != Kind::Write);
     let mut again = std::collections::BTreeSet::new();
