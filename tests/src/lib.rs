@@ -20,6 +20,7 @@ pub mod ports;
 pub mod process;
 pub mod registers;
 pub mod skip;
+pub mod vm;
 pub mod volume;
 pub mod wait;
 pub mod writer;

@@ -42,6 +42,12 @@ fn state(pid: i32) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
+/// The process group of a process that is there.
+pub fn group(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(2)?.parse().ok()
+}
+
 /// Whether a process has this file open.
 pub fn has_open(pid: i32, path: &Path) -> bool {
     let files = fs::read_dir(format!("/proc/{pid}/fd"))

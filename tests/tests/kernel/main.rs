@@ -1,0 +1,3 @@
+//! What needs a kernel with drivers that the machine's own may lack: in virtual machines.
+
+mod machine;
