@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -17,6 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::blockdev;
 use crate::buffer::{ALIGN, Buf};
 
 /// How a data file is opened.
@@ -82,15 +83,18 @@ pub struct DataFile {
     pub block_size: u32,
     /// Bytes.
     pub size: u64,
+    /// Of a block device: the chunks in which it takes discards, in bytes; zero when it takes none.
+    pub discards: Option<u64>,
 }
 
-/// Opens a file or block device for direct I/O. A file that cannot be made completely is removed again.
+/// Opens a file or block device for direct I/O; a block device for nobody else. A file that cannot be made completely is removed again.
 pub fn open_data(path: &Path, how: OpenData) -> Result<DataFile, OpenDataError> {
+    let block = blockdev::is_block(path);
     let mut options = OpenOptions::new();
     options
         .read(true)
         .write(how != OpenData::ReadOnly)
-        .custom_flags(libc::O_DIRECT);
+        .custom_flags(libc::O_DIRECT | if block { libc::O_EXCL } else { 0 });
     if matches!(how, OpenData::Create { .. }) {
         options.create_new(true).mode(0o600);
     }
@@ -129,10 +133,16 @@ fn prepare(file: File, path: &Path, how: OpenData) -> Result<DataFile, OpenDataE
     let size = seek(&file, SeekFrom::End(0)).map_err(|e| inspect(e.into()))?;
     let block_size = block_size(&file, size).map_err(inspect)?;
     let block_size = block_size.ok_or_else(|| OpenDataError::NoDirectIo { path: path.into() })?;
+    let is_block = file.metadata().map_err(inspect)?.file_type().is_block_device();
+    let discards = is_block
+        .then(|| blockdev::discard_chunk(&file))
+        .transpose()
+        .map_err(inspect)?;
     Ok(DataFile {
         fd: file.into(),
         block_size,
         size,
+        discards,
     })
 }
 

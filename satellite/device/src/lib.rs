@@ -4,6 +4,7 @@
 //! replica server, transports) is plain safe Rust. It knows files, sockets, loop and FUSE devices; it knows
 //! nothing about volumes, replicas or protocols.
 
+pub mod blockdev;
 pub mod buffer;
 pub mod clock;
 pub mod file;

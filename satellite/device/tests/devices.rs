@@ -8,7 +8,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use stor_device::file::{OpenData, open_data};
@@ -249,4 +249,65 @@ fn the_descriptor_of_a_dead_mount_reads_an_error() {
         .find_map(|_| fd.read(&mut buf).err())
         .expect("a dead connection answers");
     assert_eq!(error.raw_os_error(), Some(nix::libc::ENODEV));
+}
+
+#[test]
+fn what_is_discarded_reads_as_zeroes_in_whole_chunks_and_in_parts() {
+    if !have_loop() {
+        return;
+    }
+    for choice in [Choice::Epoll, Choice::Auto] {
+        let (attached, path, _dir) = attach_new(1 << 20, AttachOptions::default());
+        let device = open_data(&attached.0.path, OpenData::Existing).unwrap();
+        assert!(device.discards.is_some_and(|chunk| chunk > 0), "{device:?}");
+        let mut reactor = Reactor::new(choice).unwrap();
+        let fd = reactor.register(device.fd).unwrap();
+        let mut ones = Buf::new(1 << 20);
+        ones.fill(1);
+        reactor.write_at(fd, ones.into(), 0..1 << 20, 0, stor_device::Sync::Dsync, 1);
+        let chunk = 64 << 10;
+        // From the middle of the second chunk to the middle of the fifth.
+        let (from, to) = (chunk + 8192, 4 * chunk + 4096);
+        let blocks = || fs::metadata(&path).unwrap().blocks();
+        let mut done = Vec::new();
+        while done.is_empty() {
+            reactor.wait(None, &mut done).unwrap();
+        }
+        let full = blocks();
+        reactor.discard(fd, from, to - from, chunk, 2);
+        reactor.read_at(fd, Buf::new(0), 0, 0, 3);
+        while done.len() < 3 {
+            reactor.wait(None, &mut done).unwrap();
+        }
+        assert!(
+            done.iter().all(|completion| completion.result.is_ok()),
+            "{done:?}"
+        );
+        reactor.read_at(fd, Buf::new(1 << 20), 0, 1 << 20, 4);
+        while done.len() < 4 {
+            reactor.wait(None, &mut done).unwrap();
+        }
+        let back = done.pop().unwrap().buf.unwrap();
+        for (at, byte) in back.iter().enumerate() {
+            let inside = (from..to).contains(&(at as u64));
+            assert_eq!(*byte, u8::from(!inside), "at {at}, {choice:?}");
+        }
+        assert!(
+            blocks() <= full - 2 * chunk / 512,
+            "the whole chunks are given back"
+        );
+    }
+}
+
+#[test]
+fn a_block_device_is_opened_by_one_alone() {
+    if !have_loop() {
+        return;
+    }
+    let (attached, ..) = attach_new(1 << 20, AttachOptions::default());
+    let first = open_data(&attached.0.path, OpenData::Existing).unwrap();
+    let second = open_data(&attached.0.path, OpenData::Existing).unwrap_err();
+    assert!(second.to_string().contains("busy"), "{second}");
+    drop(first);
+    open_data(&attached.0.path, OpenData::Existing).unwrap();
 }

@@ -1,4 +1,5 @@
-//! A few threads that do disk operations for the epoll backend, where a file is always "ready" and blocks.
+//! A few threads that do disk operations for the epoll backend, where a file is always "ready" and blocks, and for
+//! io_uring those that it has no operation for.
 //!
 //! Threads start when there is work for them and none idle, stay until the reactor is dropped, and report
 //! through the reactor's [`Waker`].
@@ -46,6 +47,11 @@ pub(super) enum Work {
     ZeroRange {
         offset: u64,
         len: u64,
+    },
+    Discard {
+        offset: u64,
+        len: u64,
+        chunk: u64,
     },
 }
 
@@ -208,6 +214,7 @@ fn perform(job: &Job) -> io::Result<usize> {
             len,
         )
         .map(|()| 0)?),
+        Work::Discard { offset, len, chunk } => crate::blockdev::free(fd, offset, len, chunk).map(|()| 0),
         Work::ZeroRange { offset, len } => Ok(fallocate(
             fd,
             FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,

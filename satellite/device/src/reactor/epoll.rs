@@ -278,6 +278,7 @@ fn is_disk(kind: &Kind) -> bool {
             | Kind::Datasync
             | Kind::PunchHole { .. }
             | Kind::ZeroRange { .. }
+            | Kind::Discard { .. }
     )
 }
 
@@ -327,6 +328,11 @@ fn disk_work(op: &mut Op) -> Option<Work> {
         Kind::ZeroRange { offset, len } => Work::ZeroRange {
             offset: *offset,
             len: *len,
+        },
+        Kind::Discard { offset, len, chunk } => Work::Discard {
+            offset: *offset,
+            len: *len,
+            chunk: *chunk,
         },
         _ => return None,
     })

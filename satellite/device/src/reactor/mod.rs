@@ -349,6 +349,12 @@ impl Reactor {
         self.core.admit(fd, token, Kind::PunchHole { offset, len });
     }
 
+    /// Frees a range of a block device whose discarded chunks read as zeroes (a thin volume): whole chunks of
+    /// `chunk` bytes are given back, what is left of others is overwritten with zeroes. `chunk` 0: all of it is.
+    pub fn discard(&mut self, fd: Fd, offset: u64, len: u64, chunk: u64, token: u64) {
+        self.core.admit(fd, token, Kind::Discard { offset, len, chunk });
+    }
+
     /// Makes a range of a file read as zeroes and keeps it allocated; the size stays. Completes with
     /// `EOPNOTSUPP` where the file system cannot (block devices and punching a hole always can).
     pub fn zero_range(&mut self, fd: Fd, offset: u64, len: u64, token: u64) {

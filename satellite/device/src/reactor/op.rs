@@ -57,6 +57,12 @@ pub(super) enum Kind {
         offset: u64,
         len: u64,
     },
+    /// Of a block device that has no holes to punch: see [`crate::blockdev`].
+    Discard {
+        offset: u64,
+        len: u64,
+        chunk: u64,
+    },
     ReadStream {
         buf: Buf,
     },

@@ -16,6 +16,7 @@ use io_uring::{IoUring, cqueue, opcode, types};
 use nix::libc;
 
 use super::core::Core;
+use super::disk::{DiskPool, Job, Work};
 use super::gather::Gathers;
 use super::op::{Kind, OpId, Return, Sync};
 use super::piece::{Outgoing, PARTS_AT_ONCE};
@@ -49,6 +50,9 @@ pub(super) struct Uring {
     poll_first: bool,
     reaped: Vec<(u64, i32, u32)>,
     gathers: Gathers,
+    /// For what the ring has no operation for.
+    disk: DiskPool,
+    disk_done: Vec<(OpId, io::Result<usize>)>,
 }
 
 impl Uring {
@@ -68,6 +72,8 @@ impl Uring {
         check(&ring)?;
         Ok(Self {
             ring,
+            disk: DiskPool::new(waker.clone()),
+            disk_done: Vec::new(),
             waker,
             wake_count: Box::new(0),
             wake_armed: false,
@@ -124,6 +130,12 @@ impl Uring {
         }
         while core.has_ready() && self.room()? {
             let Some(id) = core.next() else { break };
+            if let Some(job) = discard(core, id) {
+                if let Err(error) = self.disk.submit(job) {
+                    core.settle(id, Err(error), out);
+                }
+                continue;
+            }
             match self.entry(core, id) {
                 Some(entry) => self.push(&entry.user_data(id.to_bits())),
                 None => core.settle(id, Err(io::ErrorKind::InvalidInput.into()), out),
@@ -216,6 +228,8 @@ impl Uring {
                     .mode(mode)
                     .build()
             }
+            // It went to a thread.
+            Kind::Discard { .. } => return None,
             Kind::ReadStream { buf } => {
                 let (start, len) = (buf.as_mut_ptr(), length(buf.len()));
                 opcode::Read::new(fd, start, len).offset(u64::MAX).build()
@@ -294,6 +308,7 @@ impl Uring {
                     self.wake_armed = false;
                     self.waker.taken();
                     woken = true;
+                    self.take_discarded(core, out);
                 }
                 CANCEL => {}
                 _ => self.completed(core, OpId::from_bits(mark), result, flags, out),
@@ -301,6 +316,16 @@ impl Uring {
         }
         self.reaped = reaped;
         woken
+    }
+
+    /// Takes in what the threads have done.
+    fn take_discarded(&mut self, core: &mut Core, out: &mut Vec<Completion>) {
+        let mut done = std::mem::take(&mut self.disk_done);
+        self.disk.take_done(&mut done);
+        for (id, result) in done.drain(..) {
+            core.settle(id, result.map(Return::Count), out);
+        }
+        self.disk_done = done;
     }
 
     fn completed(&mut self, core: &mut Core, id: OpId, result: i32, flags: u32, out: &mut Vec<Completion>) {
@@ -342,9 +367,13 @@ impl Uring {
             // So that what was cut short is not taken up again.
             core.slots.retire(core.slots.name(index));
         }
+        if !self.disk.stop(DRAIN_LIMIT) {
+            return self.leak(core);
+        }
+        let mut discarded = Vec::new();
+        self.take_discarded(core, &mut discarded);
         self.waker.wake();
         let deadline = Instant::now() + DRAIN_LIMIT;
-        let mut discarded = Vec::new();
         let mut armed = self.wake_armed;
         while core.ops.len() > 0 || armed {
             // Nothing is ready, so this queues cancellations only; the wake-up is not armed again.
@@ -373,6 +402,17 @@ impl Uring {
             self.waker.clone(),
         )));
     }
+}
+
+/// The operation, if it is one for a thread.
+fn discard(core: &mut Core, id: OpId) -> Option<Job> {
+    let op = core.ops.get_mut(id)?;
+    let &mut Kind::Discard { offset, len, chunk } = &mut op.kind else {
+        return None;
+    };
+    let fd = core.slots.at(op.slot)?.raw()?;
+    let work = Work::Discard { offset, len, chunk };
+    Some(Job { id, fd, work })
 }
 
 /// Errors of `io_uring_enter` after which everything is still in order: the time is up, a signal came, or the
