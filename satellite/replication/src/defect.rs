@@ -108,6 +108,7 @@ mod list {
         LossServed "R8" "an older client is served though no member is right";
         CacheNotCompared "R9" "the cache identity is not compared";
         FlushNotRecalled "R9" "flushes under way go on after a member lost its cache";
+        WritesNotRecalled "R9" "a write under way is not sent again to a member that lost it";
         CopyNotVoided "R9" "a copy under way counts on a member that has lost it since";
         NotSentAgain "R9" "what was under way is not sent again";
         MapBeginsEmpty "R10" "the map of an absent replica begins empty";

@@ -100,7 +100,13 @@ impl Replica {
         out.put(self.fence << 4 | self.session);
         out.put(self.value);
         out.put(self.durable);
-        out.put(flags([self.dirty, self.kept, self.blind, self.failed]));
+        out.put(flags([
+            self.dirty,
+            self.kept,
+            self.blind,
+            self.failed,
+            self.solid,
+        ]));
         out.put(self.doubt << 4 | self.config);
         out.put(renamed(self.members, order) << 4 | self.snapshot);
         for of in order {

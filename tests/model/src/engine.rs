@@ -134,6 +134,7 @@ pub(crate) fn promise(model: &Protocol, state: &mut State, engine: usize, replic
     if state.replicas[replica].config > state.engines[engine].config && model.on(Rule::Behind) {
         return end(state, engine, Phase::Failed);
     }
+    notice_loss(model, state, engine, replica);
     let refused = refuses(model, state, engine, replica);
     let of = &mut state.engines[engine];
     let member = of.isr & me != 0;
@@ -141,7 +142,7 @@ pub(crate) fn promise(model: &Protocol, state: &mut State, engine: usize, replic
         of.loss[replica] = UNKNOWN;
         of.lost |= me;
         if !refused {
-            doubt(model, of);
+            doubt(model, of, replica);
         }
     }
     if refused {
@@ -154,8 +155,7 @@ pub(crate) fn promise(model: &Protocol, state: &mut State, engine: usize, replic
     of.leased |= me;
     let at = &mut state.replicas[replica];
     at.session = of.epoch;
-    let kept = at.kept || !model.on(Rule::CacheId);
-    of.loss[replica] = if kept { at.doubt } else { UNKNOWN };
+    of.loss[replica] = at.doubt;
     if !member {
         forget(at);
         return;
@@ -169,10 +169,33 @@ pub(crate) fn promise(model: &Protocol, state: &mut State, engine: usize, replic
     tell(model, state, engine, replica);
 }
 
+/// The replica finds that its volatile state is another one, and stores that before it promises (R8).
+fn notice_loss(model: &Protocol, state: &mut State, engine: usize, replica: usize) {
+    let found = |replica: &Replica| replica.doubt;
+    let newest = state.replicas.iter().map(found).max().unwrap_or(0);
+    let epoch = state.engines[engine].epoch;
+    let at = &mut state.replicas[replica];
+    if !at.kept && model.on(Rule::CacheId) && model.on(Rule::Doubt) {
+        at.doubt = if model.on(Rule::LossOrder) {
+            newest + 1
+        } else {
+            epoch
+        };
+    }
+    at.kept = true;
+}
+
 /// What was dirty when a member lost its cache is unequal from here on (R9).
-fn doubt(model: &Protocol, of: &mut Engine) {
+fn doubt(model: &Protocol, of: &mut Engine, replica: usize) {
     of.unequal |= of.tracked && model.on(Rule::Repair);
     of.source = NOBODY;
+    let unanswered = |op: &&mut Op| op.kind == OpKind::Write && !op.answered;
+    if model.on(Rule::RecallWrites) {
+        for op in of.ops.iter_mut().filter(unanswered) {
+            op.done &= !bit(replica);
+            op.accepted &= !bit(replica);
+        }
+    }
     for op in of.ops.iter_mut().filter(|op| op.kind == OpKind::Repair) {
         op.stale = model.on(Rule::RecallCopies);
     }
@@ -200,7 +223,7 @@ pub(crate) fn tell(model: &Protocol, state: &mut State, engine: usize, replica: 
     let whole = of.tell[replica] == 2;
     of.tell[replica] = 0;
     of.gate = false;
-    let (isr, since, config, epoch) = (of.isr, of.since, of.config, of.epoch);
+    let (isr, since, config) = (of.isr, of.since, of.config);
     store_view(
         &mut state.replicas[replica],
         isr,
@@ -208,13 +231,9 @@ pub(crate) fn tell(model: &Protocol, state: &mut State, engine: usize, replica: 
         config,
         model.on(Rule::MapStart),
     );
-    let at = &mut state.replicas[replica];
     if whole {
-        at.doubt = 0;
-    } else if !at.kept && model.on(Rule::Doubt) {
-        at.doubt = epoch;
+        state.replicas[replica].doubt = 0;
     }
-    at.kept = true;
     settle(model, state, engine);
 }
 

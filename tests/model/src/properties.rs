@@ -68,12 +68,12 @@ pub(crate) fn seen(state: &mut State, engine: usize, value: u8) {
 }
 
 /// After a loss of power or a removal: if no in-sync replica is left that holds what clients were told and
-/// kept its cache since, a newer client may find an older value.
+/// kept power since it got it, a newer client may find an older value.
 pub(crate) fn excuse(state: &mut State) {
     let floor = state.ghost.floor();
     let holds = |replica: usize| {
         let of = &state.replicas[replica];
-        of.value >= floor && of.kept && of.doubt == 0
+        of.value >= floor && of.solid
     };
     if floor > state.ghost.flushed && !each(state.catalogue.isr).any(holds) {
         state.ghost.excused = true;

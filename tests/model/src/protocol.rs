@@ -150,6 +150,7 @@ impl Protocol {
                 session: 1,
                 durable: 1,
                 kept: true,
+                solid: true,
                 config: 1,
                 members: all,
                 ..Replica::default()

@@ -55,6 +55,7 @@ pub(crate) fn disk_done(model: &Protocol, state: &mut State, replica: usize, slo
     let pending = of.disk[slot];
     of.disk[slot] = Pending::default();
     of.value = pending.value;
+    of.solid = true;
     of.durable |= bit(pending.value.into());
     if !pending.copy || model.on(Rule::DirtyCopies) {
         of.dirty = true;
@@ -91,6 +92,7 @@ fn lose_cache(model: &Protocol, state: &mut State, replica: usize) {
     let session = state.replicas[replica].session;
     end_session(&mut state.replicas[replica]);
     state.replicas[replica].kept = false;
+    state.replicas[replica].solid = false;
     state.replicas[replica].failed = false;
     for engine in 0..state.engines.len() {
         let of = &mut state.engines[engine];

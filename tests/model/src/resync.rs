@@ -188,7 +188,6 @@ pub(crate) fn join(state: &mut State, engine: usize) {
     let at = &mut state.replicas[target];
     store_view(at, isr, since, config, true);
     at.doubt = 0;
-    at.kept = true;
 }
 
 pub(crate) fn propose(model: &Protocol, state: &mut State, engine: usize) {

@@ -46,6 +46,8 @@ pub enum Rule {
     Source,
     /// Doubt is stored, and outlives the engine.
     Doubt,
+    /// Losses found by one engine have an order.
+    LossOrder,
     /// Flushes wait while a member is in doubt.
     DoubtFlush,
     /// An inherited client whose acknowledgements nobody can honour loses the device.
@@ -54,6 +56,8 @@ pub enum Rule {
     CacheId,
     /// Flushes under way when a member loses its cache begin again.
     Recall,
+    /// Writes under way then are sent to it again.
+    RecallWrites,
     /// Copies under way when a member loses its cache count for nothing.
     RecallCopies,
     /// The map of an absent replica begins with the dirty regions.
@@ -147,10 +151,12 @@ impl Rule {
         Self::Repair,
         Self::Source,
         Self::Doubt,
+        Self::LossOrder,
         Self::DoubtFlush,
         Self::LoseDevice,
         Self::CacheId,
         Self::Recall,
+        Self::RecallWrites,
         Self::RecallCopies,
         Self::MapStart,
         Self::MapGrow,
@@ -269,6 +275,7 @@ impl Rule {
                 "",
             ),
             Self::Doubt => ("R8", "doubt is stored, and outlives the engine", "inherit", ""),
+            Self::LossOrder => ("R8", "losses found by one engine have an order", "losses", ""),
             Self::DoubtFlush => ("R8", "flushes wait while a member is in doubt", "minimum", ""),
             Self::LoseDevice => (
                 "R8",
@@ -286,6 +293,12 @@ impl Rule {
                 "R9",
                 "flushes under way when a member loses its cache begin again",
                 "minimum",
+                "",
+            ),
+            Self::RecallWrites => (
+                "R9",
+                "writes under way when a member loses its cache are sent to it again",
+                "losses",
                 "",
             ),
             Self::RecallCopies => (

@@ -109,6 +109,15 @@ impl Scope {
             ..Self::BASE
         },
         Self {
+            name: "losses",
+            about: "a set that may not shrink, two engines, two power cuts",
+            zombies: false,
+            minimum: 2,
+            writes: 1,
+            budgets: [2, 0, 0, 0, 0, 0, 0, 0],
+            ..Self::BASE
+        },
+        Self {
             name: "minimum-three",
             about: "three replicas, none of which may be removed, two engines, a power cut",
             replicas: 3,

@@ -40,8 +40,10 @@ pub struct Replica {
     pub dirty: bool,
     /// The stored cache identity is the present one.
     pub kept: bool,
-    /// Epoch in which it was noticed that acknowledged writes were lost; 0: it lost none.
+    /// Its place among the losses of acknowledged writes found so far, the oldest first; 0: it lost none.
     pub doubt: u8,
+    /// It kept power since it got its value. Not part of the protocol: for the properties.
+    pub solid: bool,
     /// The config of the stored view.
     pub config: u8,
     /// The in-sync set of the stored view.
@@ -263,7 +265,7 @@ pub struct Engine {
     pub lost: Mask,
     /// Members that must be removed.
     pub fault: Mask,
-    /// Epoch in which a replica lost writes; 0: it lost none, [`UNKNOWN`]: just now.
+    /// [`Replica::doubt`] of each as it said at the promise; [`UNKNOWN`]: it was not heard.
     pub loss: [u8; REPLICAS],
     /// The view is on its way to it: 1, and 2 with the word that what it holds is right.
     pub tell: [u8; REPLICAS],
@@ -295,7 +297,7 @@ pub struct Engine {
     pub snapped: Mask,
 }
 
-/// A replica just lost acknowledged writes, or is not known.
+/// A replica was not heard, or just lost acknowledged writes.
 pub const UNKNOWN: u8 = 15;
 
 /// The catalogue's row.

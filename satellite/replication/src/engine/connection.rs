@@ -136,7 +136,7 @@ impl<P: Clone> Engine<P> {
             return self.give_up_on(now, replica, EjectReason::CacheLost, out);
         }
         if cache_lost {
-            self.doubt(now, out);
+            self.doubt(now, replica, out);
         }
         let Some(peer) = self.peers.get_mut(&replica) else {
             return;

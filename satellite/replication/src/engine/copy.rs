@@ -134,6 +134,14 @@ impl<P: Clone> Engine<P> {
             Reason::Repair => !self.members().any(|(_, peer)| self.may_repair_from(peer, failed)),
             Reason::Sync(_) => self.members().all(|(_, peer)| failed & peer.bit != 0),
         };
+        // Who is right about unequal blocks only their repair finds out, and that needs the lock. The resync comes
+        // back to them.
+        let yields =
+            source.is_none() && matches!(reason, Reason::Sync(_)) && overlaps_unequal(&self.unequal, range);
+        if yields {
+            self.copies.remove(&id);
+            return self.unlock(now, Holder::Copy(id), out);
+        }
         let Some(job) = self.copies.get_mut(&id) else {
             return;
         };

@@ -51,6 +51,25 @@ impl<P> Io<P> {
     }
 }
 
+impl<P: Clone> Io<P> {
+    /// What all replicas are sent; reads ask one.
+    fn message(&self) -> Option<Message<P>> {
+        match &self.request {
+            Request::Read(_) | Request::Extents(_) => None,
+            Request::Write { range, data, fua } => {
+                let body = Body::Data(data.clone());
+                Some(data_message(Kind::Write, *range, *fua, body))
+            }
+            Request::Zero { range, discard, fua } => {
+                let mut message = data_message(Kind::Zero, *range, *fua, Body::None);
+                message.flags |= if *discard { flags::DISCARD } else { 0 };
+                Some(message)
+            }
+            Request::Flush => Some(Message::plain(Kind::Flush)),
+        }
+    }
+}
+
 impl<P: Clone> Engine<P> {
     /// A client's request.
     pub(super) fn submit(&mut self, now: Time, io: IoId, request: Request<P>, out: &mut Vec<Command<P>>) {
@@ -139,21 +158,12 @@ impl<P: Clone> Engine<P> {
             return;
         };
         state.issued = true;
-        let message = match &state.request {
-            Request::Read(_) | Request::Extents(_) => return self.issue_read(now, io, out),
-            Request::Write { range, data, fua } => {
-                data_message(Kind::Write, *range, *fua, Body::Data(data.clone()))
-            }
-            Request::Zero { range, discard, fua } => {
-                let mut message = data_message(Kind::Zero, *range, *fua, Body::None);
-                message.flags |= if *discard { flags::DISCARD } else { 0 };
-                message
-            }
-            Request::Flush => {
-                state.moment = moment;
-                Message::plain(Kind::Flush)
-            }
+        let Some(message) = state.message() else {
+            return self.issue_read(now, io, out);
         };
+        if let Request::Flush = state.request {
+            state.moment = moment;
+        }
         if let Some(range) = state.range() {
             self.tracker.begin(now, range);
             self.note_live_write(range);
@@ -341,6 +351,25 @@ impl<P: Clone> Engine<P> {
     /// A flush of the engine's own is under way.
     pub(super) fn has_own_io(&self) -> bool {
         self.ios.keys().any(|io| io.0 >= OWN_IO)
+    }
+
+    /// A member has lost what it had not flushed: of what is not answered yet it is sent again what it had. An answer
+    /// says that each has it in the volatile state it has now, or a member that lost something earlier could lack
+    /// what this one lacks too.
+    //= docs/replication.md#R9
+    pub(super) fn recall_writes(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
+        let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
+        let lost = |state: &&mut Io<P>| !state.answered && state.range().is_some() && state.acked & bit != 0;
+        let mut again = Vec::new();
+        for (io, state) in &mut self.ios {
+            if let Some(state) = Some(state).filter(lost) {
+                state.acked &= !bit;
+                again.extend(state.message().map(|message| (*io, message)));
+            }
+        }
+        for (io, message) in again {
+            self.send(now, replica, message, Purpose::Io(io), out);
+        }
     }
 
     /// A member has lost what it had not flushed: answers to flushes under way would be wrong. They begin

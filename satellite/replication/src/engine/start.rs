@@ -127,7 +127,7 @@ impl<P: Clone> Engine<P> {
     /// known to be durable on it is unequal from here on, as after an unclean end, and copied to it from a
     /// member that has it.
     //= docs/replication.md#R9
-    pub(super) fn doubt(&mut self, now: Time, out: &mut Vec<Command<P>>) {
+    pub(super) fn doubt(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
         let mut regions = Bitmap::new(self.regions());
         for region in self.tracker.regions() {
             regions.set(region);
@@ -140,6 +140,9 @@ impl<P: Clone> Engine<P> {
             .values_mut()
             .for_each(|job| job.void = !defect!(CopyNotVoided));
         self.source = None;
+        if !defect!(WritesNotRecalled) {
+            self.recall_writes(now, replica, out);
+        }
         self.repair_at = now;
         self.stirred = true;
         if !defect!(FlushNotRecalled) {

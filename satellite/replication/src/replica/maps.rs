@@ -171,7 +171,11 @@ impl Maps {
 
     pub(super) fn deadline(&self) -> Option<Time> {
         let hold = self.hold_until.filter(|_| !self.raise.is_empty());
-        [hold, self.lower_at]
+        // Nothing is stored while it holds: to be woken for it would be to be woken again and again.
+        let lower = self
+            .lower_at
+            .max(self.hold_until.filter(|_| self.lower_at.is_some()));
+        [hold, lower]
             .into_iter()
             .flatten()
             .min()

@@ -42,6 +42,25 @@ fn a_bit_that_can_not_be_stored_lets_no_write_through() {
 }
 
 #[test]
+fn a_disk_without_room_is_not_asked_again_at_once() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    bench.write(1, view(1, 0), block(0), 7);
+    let out = bench.stored();
+    bench.disk_done(disk(&out)[0].0, Ok(None));
+    // A region may be lowered, and that is due; then something else can't be stored.
+    let clean = bench.header(Kind::Clean, view(1, 0));
+    bench.ask(1, clean, Body::None);
+    bench.write(1, view(1, 0), block(300), 8);
+    bench.now = bench.now + std::time::Duration::from_secs(5);
+    bench.step(stor_replication::replica::Event::PagesStored {
+        result: Err(DiskError::NoSpace),
+    });
+    let due = bench.replica.deadline();
+    assert!(due.is_some_and(|due| due > bench.now), "{due:?}");
+}
+
+#[test]
 fn a_region_that_is_being_written_stays_dirty() {
     let mut bench = Bench::new();
     bench.open(1, view(1, 0), &[]);

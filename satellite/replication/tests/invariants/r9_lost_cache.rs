@@ -125,3 +125,18 @@ fn a_flush_under_way_begins_again() {
     rig.run(1000);
     assert_eq!(rig.done[&2], Ok(None));
 }
+
+#[test]
+fn a_write_it_had_is_sent_to_it_again_before_it_is_answered() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 2));
+    rig.write(1, block(0));
+    let of_b = |sent: &Sent| sent.replica == B;
+    rig.run_if(20, |sent| of_b(sent) && sent.header.kind == Kind::Write);
+    assert!(!rig.is_done(1), "A has not answered");
+    rebooted_if(&mut rig, B, |sent| sent.header.kind != Kind::Write);
+    rig.answer_if(|sent| sent.replica == A && sent.header.kind == Kind::Write);
+    assert!(!rig.is_done(1), "B lost it, nobody but A has it");
+    assert!(rig.waiting(Kind::Write).contains(&B));
+    rig.run(100);
+    assert!(rig.is_done(1));
+}

@@ -170,6 +170,8 @@ proptest! {
             now += millis;
             let mut out = Vec::new();
             bench.replica.step(at(now), of_replica(raw), &mut out);
+            // Whatever was due is done: a thread that waits for the next time does wait.
+            prop_assert!(bench.replica.deadline().is_none_or(|due| due > at(now)));
             // An event answers at most what waited, and no more can wait than came before.
             prop_assert!(out.len() <= index + 8 && out.len() <= MAX_IN_FLIGHT + 8);
         }

@@ -109,6 +109,10 @@ impl World {
             satellite.replica.superblock().view,
         );
         let process = satellite.process;
+        let due = satellite.replica.deadline().is_some_and(|at| at <= clock);
+        if due {
+            self.violate(format!("n{node} wants to be woken again at once, without end"));
+        }
         if after.0 < before.0 || after.1 < before.1 {
             self.violate(format!(
                 "n{node}: fence or view went back, from {before:?} to {after:?}"
