@@ -19,6 +19,8 @@ mod kernel;
 mod nbd;
 mod replica;
 #[cfg(feature = "daemons")]
+mod rest;
+#[cfg(feature = "daemons")]
 mod text;
 mod wire;
 
@@ -73,6 +75,8 @@ pub const ENTRIES: &[Entry] = &[
     entry("fuse", kernel::requests, 64, 64 << 10),
     #[cfg(feature = "daemons")]
     entry("sizes-and-names", text::sizes_and_names, 256, 4 << 10),
+    #[cfg(feature = "daemons")]
+    entry("rest-bodies", rest::bodies, 256, 64 << 10),
     #[cfg(feature = "daemons")]
     entry("control", daemons::control, 256, 64 << 10),
     #[cfg(feature = "daemons")]

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{AssertSqlSafe, Connection, Executor, Row, SqlSafeStr, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr, SqliteConnection};
 use stor_replication::catalogue::{Change, EjectReason, MemberState, Refusal};
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use uuid::Uuid;
@@ -18,9 +18,12 @@ use super::command::*;
 use super::row::{ReplicaPhase, VolumePhase};
 use super::*;
 
+mod dump;
 mod forced;
 mod objects;
 mod view;
+
+use dump::{dump, nothing};
 
 const GIB: u64 = 1 << 30;
 
@@ -43,9 +46,9 @@ impl Catalogue {
 
     async fn run(&mut self, action: Action) -> Reply {
         // A dry run tells the same, as far as done and refused go, and leaves no trace.
-        let before = dump(&mut self.conn).await;
+        let before = dump(&mut self.conn, nothing).await;
         let dry = check(&mut self.conn, &action).await.unwrap();
-        assert_eq!(before, dump(&mut self.conn).await, "a dry run wrote");
+        assert_eq!(before, dump(&mut self.conn, nothing).await, "a dry run wrote");
         self.index += 1;
         let command = Command {
             at: format!("2026-01-01T00:00:{:02}Z", self.index % 60),
@@ -58,7 +61,11 @@ impl Catalogue {
             (dry, reply) => panic!("the dry run said {dry:?}, applying {reply:?}"),
         }
         if reply.is_err() {
-            assert_eq!(before, dump(&mut self.conn).await, "a refused command wrote");
+            assert_eq!(
+                before,
+                dump(&mut self.conn, nothing).await,
+                "a refused command wrote"
+            );
         }
         self.log.push(command);
         reply
@@ -71,34 +78,6 @@ impl Catalogue {
     async fn desired(&mut self, node: &str) -> u64 {
         load::node(&mut self.conn, node).await.unwrap().unwrap().desired
     }
-}
-
-/// All rows of all tables of the catalogue as text.
-async fn dump(conn: &mut SqliteConnection) -> String {
-    let tables = sqlx::query(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '\\_%' ESCAPE '\\' ORDER BY name",
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .unwrap();
-    let mut text = String::new();
-    for table in tables {
-        let table: String = table.get(0);
-        let columns = format!(
-            "SELECT group_concat('quote(\"' || name || '\")', '||'',''||') FROM pragma_table_info('{table}')"
-        );
-        let columns: String = sqlx::query_scalar(AssertSqlSafe(columns))
-            .fetch_one(&mut *conn)
-            .await
-            .unwrap();
-        let rows = format!("SELECT {columns} AS line FROM \"{table}\" ORDER BY line");
-        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(rows))
-            .fetch_all(&mut *conn)
-            .await
-            .unwrap();
-        text.extend([table, rows.join("\n")].map(|part| part + "\n"));
-    }
-    text
 }
 
 fn node(name: &str, kind: NodeKind) -> Action {
@@ -404,7 +383,7 @@ async fn replaying_the_log_gives_the_same_database() {
     .unwrap();
     c.run(gone("s1", 5, 0)).await.unwrap();
 
-    let written = dump(&mut c.conn).await;
+    let written = dump(&mut c.conn, nothing).await;
     assert!(written.contains("cache-lost") && written.contains("v5"));
     for _ in 0..2 {
         let mut fresh = Catalogue::new().await;
@@ -416,6 +395,6 @@ async fn replaying_the_log_gives_the_same_database() {
             let text = serde_json::to_string(&reply).unwrap();
             assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), reply);
         }
-        assert_eq!(dump(&mut fresh.conn).await, written);
+        assert_eq!(dump(&mut fresh.conn, nothing).await, written);
     }
 }

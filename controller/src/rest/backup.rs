@@ -13,12 +13,13 @@ use axum::response::Response;
 use serde::Deserialize;
 use stor_api::backup::{self, Description};
 use stor_api::objects::CatalogueInfo;
+use stor_api::problem::Problem;
 use stor_raft::HttpRequest;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
-use super::extract::Params;
+use super::extract::{Params, flag};
 use super::front::{Front, unpacked};
 use super::problem::Failure;
 use crate::catalogue::{Catalogue, load};
@@ -33,15 +34,27 @@ const QUEUE: usize = 4;
 const DRAFTS: &str = "backup-";
 
 /// How it is made.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct How {
     /// What this controller has, without asking the others: for when they are gone.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "flag")]
+    #[param(value_type = bool, required = false)]
     local: bool,
 }
 
-/// Streams a backup, in the form of [`stor_api::backup`].
+/// The file, in the form of [`stor_api::backup`].
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "stands for the stream in the API's document")]
+struct Backup(Vec<u8>);
+
+/// A backup of the catalogue, with everything that was acknowledged before.
+#[utoipa::path(get, path = "/api/v1/backup", operation_id = "controller_backup", tag = "controller", params(How),
+    responses((status = 200, body = Backup, content_type = "application/octet-stream",
+        description = "For `stor-controller init --restore`; its end holds a checksum, which tells whether all has come"),
+        (status = "default", body = Problem)))]
 pub(super) async fn download(
     State(front): State<Arc<Front>>,
     Params(how): Params<How>,

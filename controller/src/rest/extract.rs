@@ -25,7 +25,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 }
 
 /// An object out of JSON; what is wrong in it is named by its field.
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     // serde takes an array for an object whose fields have no names.
     if bytes.trim_ascii_start().starts_with(b"[") {
         return Err(Failure::invalid(
@@ -170,7 +170,7 @@ pub(super) fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
 }
 
 /// `?x`, `?x=1` and `?x=true` are true.
-fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let text = String::deserialize(deserializer)?;
     match text.as_str() {
         "" | "1" | "true" => Ok(true),

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use stor_api::problem::Problem;
 
 use super::front::Front;
 use super::problem::Failure;
@@ -14,11 +15,16 @@ use crate::catalogue::load;
 use crate::cluster::Trouble;
 
 /// The process runs.
+#[utoipa::path(get, path = "/healthz", operation_id = "controller_alive", tag = "controller",
+    responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn alive() -> &'static str {
     "ok\n"
 }
 
 /// It hears a leader, so that requests sent here are answered.
+#[utoipa::path(get, path = "/readyz", operation_id = "controller_ready", tag = "controller",
+    responses((status = 200, body = String, content_type = "text/plain"),
+        (status = 503, body = String, content_type = "text/plain", description = "Why it is not")))]
 pub(super) async fn ready(State(front): State<Arc<Front>>) -> Response {
     if let Some(failure) = front.no_quorum() {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", failure.title())).into_response();
@@ -31,11 +37,16 @@ pub(super) async fn ready(State(front): State<Arc<Front>>) -> Response {
 }
 
 /// The OpenAPI document.
+#[utoipa::path(get, path = "/api/v1/openapi.json", operation_id = "controller_openapi", tag = "controller",
+    responses((status = 200, body = Object, description = "This document")))]
 pub(super) async fn openapi() -> Json<utoipa::openapi::OpenApi> {
     Json(super::openapi())
 }
 
 /// Prometheus text format.
+#[utoipa::path(get, path = "/metrics", operation_id = "controller_metrics", tag = "controller",
+    responses((status = 200, body = String, content_type = "text/plain"),
+        (status = "default", body = Problem)))]
 pub(super) async fn metrics(State(front): State<Arc<Front>>) -> Result<Response, Failure> {
     let text = gauges(&front).await?;
     Ok((

@@ -23,6 +23,8 @@ mod local;
 mod nodes;
 mod pools;
 mod problem;
+#[cfg(test)]
+mod tests;
 mod volumes;
 mod watch;
 
@@ -30,13 +32,16 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
-use axum::routing::{any, get};
+use axum::routing::any;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use utoipa::OpenApi;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::path::Operation;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use stor_api::objects::Plan;
+use stor_api::problem::{CONTENT_TYPE, Problem};
 
 use crate::cluster::Cluster;
 pub use backup::sweep;
@@ -47,6 +52,8 @@ use problem::Failure;
 pub const MAX_BODY: usize = 1 << 20;
 /// Requests handled at the same time; more wait their turn, and what a controller says of itself does not.
 const AT_ONCE: usize = 512;
+/// What the leader answers.
+const BELOW: &str = "/api/v1/{*rest}";
 
 #[derive(OpenApi)]
 #[openapi(
@@ -87,9 +94,39 @@ fn documented() -> OpenApiRouter<Arc<Cluster>> {
         .routes(routes!(controllers::events))
 }
 
-/// The OpenAPI document.
+/// The handlers of what a controller answers by itself, and their OpenAPI document.
+fn own() -> OpenApiRouter<Arc<Front>> {
+    OpenApiRouter::new()
+        .routes(routes!(local::alive))
+        .routes(routes!(local::ready))
+        .routes(routes!(local::metrics))
+        .routes(routes!(local::openapi))
+        .routes(routes!(backup::download))
+}
+
+/// The OpenAPI document: of everything that is served on the API's address.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    documented().into_openapi()
+    let mut document = documented().into_openapi();
+    document.merge(own().into_openapi());
+    for path in document.paths.paths.values_mut() {
+        let operations = [&mut path.get, &mut path.post, &mut path.patch, &mut path.delete];
+        operations.into_iter().flatten().for_each(fail_by_problem);
+    }
+    document
+}
+
+/// Failures have a content type of their own, which the attributes of the handlers need not repeat.
+fn fail_by_problem(operation: &mut Operation) {
+    if let Some(RefOr::T(failed)) = operation.responses.responses.get_mut("default")
+        && let Some(content) = failed.content.shift_remove("application/json")
+    {
+        failed.content.insert(CONTENT_TYPE.to_owned(), content);
+    }
+}
+
+/// What a handler is given of the body of a request.
+pub fn body<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<Problem>> {
+    extract::read(bytes).map_err(|failure| Box::new(failure.into_problem()))
 }
 
 /// Handles requests on the leader.
@@ -97,35 +134,42 @@ fn router(cluster: Arc<Cluster>) -> Router {
     let (router, _) = documented().split_for_parts();
     router
         .fallback(async |uri: Uri| no_such_path(&uri))
-        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
-            let title = format!("{} does not take {method}", uri.path());
-            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", title)
-        })
+        .method_not_allowed_fallback(not_taken)
         .with_state(cluster)
 }
 
+async fn not_taken(method: Method, uri: Uri) -> Failure {
+    Failure::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        format!("{} does not take {method}", shortened(uri.path())),
+    )
+}
+
 fn no_such_path(uri: &Uri) -> Failure {
-    let path: String = uri.path().chars().take(200).collect();
     Failure::new(
         StatusCode::NOT_FOUND,
         "no-such-path",
-        format!("there is nothing at {path}"),
+        format!("there is nothing at {}", shortened(uri.path())),
     )
     .remedy("the paths are listed in /api/v1/openapi.json")
 }
 
+/// As much of a path as a message needs.
+fn shortened(path: &str) -> String {
+    path.chars().take(200).collect()
+}
+
 /// What a controller serves on its API address.
 pub fn app(front: Arc<Front>) -> Router {
-    Router::new()
-        .route("/healthz", get(local::alive))
-        .route("/readyz", get(local::ready))
-        .route("/metrics", get(local::metrics))
-        .route("/api/v1/openapi.json", get(local::openapi))
-        .route("/api/v1/backup", get(backup::download))
-        .route(
-            "/api/v1/{*rest}",
-            any(front::take).layer(GlobalConcurrencyLimitLayer::new(AT_ONCE)),
-        )
+    entrances()
         .fallback(async |uri: Uri| no_such_path(&uri))
+        .method_not_allowed_fallback(not_taken)
         .with_state(front)
+}
+
+fn entrances() -> Router<Arc<Front>> {
+    let (own, _) = own().split_for_parts();
+    let led = any(front::take).layer(GlobalConcurrencyLimitLayer::new(AT_ONCE));
+    own.route(BELOW, led)
 }

@@ -37,6 +37,9 @@ impl Outcome {
     }
 }
 
+/// Most of a title, characters: what is wrong with a request may be quoted from it, and that may be long.
+const TITLE: usize = 500;
+
 /// A request that failed.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
@@ -46,11 +49,16 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(status: StatusCode, code: &str, title: impl Into<String>) -> Self {
+        let mut title: String = title.into();
+        if let Some((end, _)) = title.char_indices().nth(TITLE) {
+            title.truncate(end);
+            title.push('…');
+        }
         Self {
             problem: Box::new(Problem {
                 kind: format!("urn:stor:problem:{code}"),
                 status: status.as_u16(),
-                title: title.into(),
+                title,
                 detail: String::new(),
                 remedy: String::new(),
                 placement: Vec::new(),
@@ -135,6 +143,10 @@ impl Failure {
              meanwhile"
         ))
         .outcome(Outcome::NotDone)
+    }
+
+    pub(super) fn into_problem(self) -> Problem {
+        *self.problem
     }
 
     pub(super) fn title(&self) -> &str {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
+use sqlx::{Connection, SqliteConnection};
 use stor_controller::catalogue::command::*;
 use stor_controller::catalogue::{Action, Catalogue, Command};
 use stor_raft::{install_copy, prepare, replay};
@@ -12,34 +12,25 @@ use stor_replication::catalogue::{Change, EjectReason};
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use uuid::Uuid;
 
+use crate::dump::{dump, nothing};
+use crate::random::Random;
+
 const COMMANDS: usize = 80;
 /// Logs, unless `STOR_SNAPSHOT_SEEDS` says otherwise.
 const USUAL: u64 = 24;
 
-/// xorshift: the same on every machine.
-struct Random(u64);
+fn node(random: &mut Random) -> String {
+    format!("s{}", random.below(3))
+}
 
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
+fn volume(random: &mut Random) -> VolumeId {
+    VolumeId(Uuid::from_u128(u128::from(random.below(4)) + 1))
+}
 
-    fn node(&mut self) -> String {
-        format!("s{}", self.below(3))
-    }
-
-    fn volume(&mut self) -> VolumeId {
-        VolumeId(Uuid::from_u128(u128::from(self.below(4)) + 1))
-    }
-
-    fn view(&mut self) -> View {
-        View {
-            epoch: Epoch(self.below(6)),
-            config: ConfigSeq(self.below(5)),
-        }
+fn view(random: &mut Random) -> View {
+    View {
+        epoch: Epoch(random.below(6)),
+        config: ConfigSeq(random.below(5)),
     }
 }
 
@@ -58,7 +49,7 @@ fn wish(size: u64) -> VolumeWish {
 
 /// Most of these are refused by what came before, as in life; enough are not.
 fn action(random: &mut Random, index: u64) -> Action {
-    let volume = random.volume();
+    let volume = volume(random);
     let name = format!("v{}", volume.0.as_u128());
     match random.below(16) {
         0 => Action::CreateVolume(NewVolume {
@@ -79,13 +70,13 @@ fn action(random: &mut Random, index: u64) -> Action {
                 .collect(),
         }),
         1 | 2 => Action::ReplicasObserved {
-            node: random.node(),
+            node: node(random),
             ready: (0..2).map(|replica| (volume, ReplicaId(replica))).collect(),
             gone: (0..2).map(|replica| (volume, ReplicaId(replica))).collect(),
         },
         3..=5 => Action::Attach(Attach {
             volume,
-            node: random.node(),
+            node: node(random),
             expect: Epoch(random.below(5)),
             force: random.below(2) == 0,
             transport: "socket".into(),
@@ -95,18 +86,18 @@ fn action(random: &mut Random, index: u64) -> Action {
         6 | 7 => Action::ChangeView {
             volume,
             change: Change::Remove {
-                expect: random.view(),
+                expect: view(random),
                 members: vec![(ReplicaId(random.below(2) as u32), EjectReason::Unreachable)],
             },
-            caller: random.node(),
+            caller: node(random),
         },
         8 => Action::ChangeView {
             volume,
             change: Change::Add {
-                expect: random.view(),
+                expect: view(random),
                 member: ReplicaId(random.below(2) as u32),
             },
-            caller: random.node(),
+            caller: node(random),
         },
         9 => Action::Detach {
             volume,
@@ -120,15 +111,15 @@ fn action(random: &mut Random, index: u64) -> Action {
             force: None,
         },
         11 => Action::ChangeNode {
-            name: random.node(),
+            name: node(random),
             expect: None,
             properties: BTreeMap::from([("zone".into(), random.below(9).to_string())]),
         },
         12 => Action::DoubtVolumes {
-            seen: vec![(volume, random.view())],
+            seen: vec![(volume, view(random))],
         },
         13 => Action::TrustVolumes {
-            volumes: vec![(volume, random.view())],
+            volumes: vec![(volume, view(random))],
         },
         // Seldom: it locks all there is.
         14 if random.below(4) == 0 => Action::BeginHistory(NewHistory {
@@ -159,7 +150,7 @@ fn action(random: &mut Random, index: u64) -> Action {
 }
 
 fn log(seed: u64) -> Vec<Command> {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::of(seed);
     let mut actions = vec![Action::InitCluster {
         id: Uuid::from_u128(1),
     }];
@@ -200,37 +191,6 @@ async fn open(path: &Path) -> SqliteConnection {
     conn
 }
 
-/// Everything in the database: the schema, and every row of every table in its order.
-async fn dump(conn: &mut SqliteConnection) -> String {
-    let tables = sqlx::query("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name")
-        .fetch_all(&mut *conn)
-        .await
-        .unwrap();
-    let mut text = String::new();
-    for row in tables {
-        let (name, sql): (String, String) = (row.get(0), row.get(1));
-        text = format!("{text}{sql}\n");
-        // When sqlx made its own table says the clock, not the log.
-        if !sql.starts_with("CREATE TABLE") || name == "_sqlx_migrations" {
-            continue;
-        }
-        let columns = format!(
-            "SELECT group_concat('quote(\"' || name || '\")', '||'',''||') FROM pragma_table_info('{name}')"
-        );
-        let columns: String = sqlx::query_scalar(AssertSqlSafe(columns))
-            .fetch_one(&mut *conn)
-            .await
-            .unwrap();
-        let rows = format!("SELECT {columns} FROM \"{name}\"");
-        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(rows))
-            .fetch_all(&mut *conn)
-            .await
-            .unwrap();
-        text = format!("{text}{}\n", rows.join("\n"));
-    }
-    text
-}
-
 #[tokio::test]
 async fn a_snapshot_at_any_point_and_the_rest_of_the_log_make_the_same_catalogue() {
     let seeds = std::env::var("STOR_SNAPSHOT_SEEDS")
@@ -240,7 +200,7 @@ async fn a_snapshot_at_any_point_and_the_rest_of_the_log_make_the_same_catalogue
     let mut done = 0;
     for seed in 1..=seeds.unwrap_or(USUAL) {
         let log = log(seed);
-        let mut random = Random(seed | 1);
+        let mut random = Random::of(seed + (1 << 32));
         let (cut, other) = (
             random.below(COMMANDS as u64) as usize,
             random.below(COMMANDS as u64) as usize,
@@ -271,8 +231,8 @@ async fn a_snapshot_at_any_point_and_the_rest_of_the_log_make_the_same_catalogue
             .unwrap();
         assert_eq!(replies, rest, "seed {seed}, snapshot after {cut}");
         assert_eq!(
-            dump(&mut member).await,
-            dump(&mut leader).await,
+            dump(&mut member, nothing).await,
+            dump(&mut leader, nothing).await,
             "seed {seed}, snapshot after {cut}"
         );
     }

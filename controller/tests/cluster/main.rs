@@ -11,7 +11,11 @@
 mod anywhere;
 mod api;
 mod controllers;
+#[path = "../../src/catalogue/tests/dump.rs"]
+mod dump;
 mod failover;
+mod garbage;
+mod random;
 mod restored;
 mod satellite;
 mod sessions;
