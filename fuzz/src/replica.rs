@@ -8,9 +8,9 @@ use stor_replication::body::Body;
 use stor_replication::disk::{PAGE, PageId, Superblock, encode_page};
 use stor_replication::ids::{CacheId, ConnId, Lineage};
 use stor_replication::range::{ByteRange, MAX_VOLUME};
-use stor_replication::replica::{Command, DiskAction, DiskError, Event, Replica};
+use stor_replication::replica::{Command, DiskAction, DiskError, Event, Replica, SnapshotError};
 use stor_replication::time::Time;
-use stor_replication::wire::{Framed, Kind};
+use stor_replication::wire::{Framed, Kind, SNAPSHOT_ID};
 use uuid::Uuid;
 
 use crate::bytes::Bytes;
@@ -82,8 +82,8 @@ pub(crate) fn requests(input: &[u8]) {
     };
     let mut from = Bytes(input);
     let mut now = Time::default() + Duration::from_secs(10);
-    // Operations under way, and whether one looks for holes.
-    let mut disk: VecDeque<(u64, bool)> = VecDeque::new();
+    // Operations under way.
+    let mut disk: VecDeque<(u64, DiskAction<u8>)> = VecDeque::new();
     let mut storing = 0;
     let mut asked = 0;
     let mut out = Vec::new();
@@ -97,11 +97,15 @@ pub(crate) fn requests(input: &[u8]) {
                 conn: ConnId(u64::from(from.byte() % 2)),
             },
             2 | 3 => match disk.pop_front() {
-                Some((op, true)) => Event::ExtentsFound {
+                Some((op, DiskAction::Extents { .. })) => Event::ExtentsFound {
                     op,
                     extents: Vec::new(),
                 },
-                Some((op, false)) => Event::DiskDone {
+                Some((op, DiskAction::MaySnapshot(_) | DiskAction::Snapshot(_))) => Event::SnapshotDone {
+                    op,
+                    result: outcome(from.byte()).map_err(|_| SnapshotError::Failed),
+                },
+                Some((op, _)) => Event::DiskDone {
                     op,
                     result: outcome(from.byte()).map(|()| Some(0)),
                 },
@@ -132,7 +136,7 @@ pub(crate) fn requests(input: &[u8]) {
                     if let Some(range) = range(&action) {
                         assert!(range.valid_for(SIZE), "{range:?} is outside of the volume");
                     }
-                    disk.push_back((op, matches!(action, DiskAction::Extents { .. })));
+                    disk.push_back((op, action));
                 }
                 Command::StorePages(pages) => {
                     assert_eq!(storing, 0, "two batches of pages at once");
@@ -165,7 +169,7 @@ fn range<P>(action: &DiskAction<P>) -> Option<ByteRange> {
         | DiskAction::Zero { range, .. }
         | DiskAction::Read { range }
         | DiskAction::Extents { range } => Some(*range),
-        DiskAction::Flush => None,
+        DiskAction::Flush | DiskAction::MaySnapshot(_) | DiskAction::Snapshot(_) => None,
     }
 }
 
@@ -180,7 +184,7 @@ fn request(from: &mut Bytes<'_>) -> Option<Event<u8>> {
             .zip(part)
             .for_each(|(to, from)| *to = *from);
     };
-    let kind = from.byte() % 14;
+    let kind = from.byte() % 16;
     put(5, &[kind, from.byte() & 0x1e, 0]);
     put(8, VOLUME.0.as_bytes());
     put(24, &u64::from(from.byte() % 4).to_le_bytes());
@@ -190,9 +194,12 @@ fn request(from: &mut Bytes<'_>) -> Option<Event<u8>> {
     let length = u32::try_from(from.number(1 << 16) % (64 << 20)).unwrap_or(0);
     put(56, &length.to_le_bytes());
     put(64, &REPLICA.0.to_le_bytes());
-    let control = from.some(usize::from(kind >= 2) * 96).to_vec();
+    let most = if kind >= 14 { SNAPSHOT_ID as usize } else { 96 };
+    let control = from.some(usize::from(kind >= 2) * most).to_vec();
     let payload = if kind == Kind::Write as u8 {
         length
+    } else if [14, 15].contains(&kind) {
+        SNAPSHOT_ID
     } else if [2, 8, 9, 10, 11].contains(&kind) {
         u32::try_from(control.len()).unwrap_or(0)
     } else {

@@ -13,7 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
+use crate::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, SnapshotId, View, VolumeId};
 
 /// The most replicas one volume can have, present and absent together.
 pub const MAX_REPLICAS: usize = 8;
@@ -108,6 +108,37 @@ impl fmt::Display for EjectReason {
     }
 }
 
+/// Why a snapshot was not made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotTrouble {
+    /// Writes were held for as long as they may be, and not every member had finished.
+    TimedOut,
+    /// The in-sync set, a connection to it or what it holds changed meanwhile.
+    Disturbed,
+    /// The file system or pool can't share blocks.
+    NotSupported,
+    /// No room.
+    NoSpace,
+    /// The copy could not be made or not be made durable.
+    DiskFailed,
+    /// The volume's engine ended.
+    Stopped,
+}
+
+impl fmt::Display for SnapshotTrouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TimedOut => "timed-out",
+            Self::Disturbed => "disturbed",
+            Self::NotSupported => "not-supported",
+            Self::NoSpace => "no-space",
+            Self::DiskFailed => "disk-failed",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
 /// A change somebody wants, with the state it presumes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "change")]
@@ -148,6 +179,27 @@ pub enum Change {
         expect: View,
         /// Who.
         member: ReplicaId,
+    },
+    /// Every member has its copy of a snapshot (S4). Changes nothing of the row but its revision; what is kept of
+    /// the snapshot beside the row becomes ready.
+    SnapshotReady {
+        /// View under which the copies were made.
+        expect: View,
+        /// Which.
+        snapshot: SnapshotId,
+        /// Who has a copy.
+        members: Vec<ReplicaId>,
+    },
+    /// A snapshot was not made: copies there may be are to be removed.
+    SnapshotFailed {
+        /// Epoch of the engine that tried.
+        expect: Epoch,
+        /// Which.
+        snapshot: SnapshotId,
+        /// Why.
+        why: SnapshotTrouble,
+        /// At which replica, if at one.
+        replica: Option<ReplicaId>,
     },
 }
 
@@ -191,6 +243,20 @@ pub enum Refusal {
     NoSuchReplica {
         /// The number.
         replica: ReplicaId,
+    },
+    /// A member of the in-sync set has no copy of the snapshot (S4).
+    #[error("replica {replica} is in sync and has no copy of snapshot {snapshot}")]
+    SnapshotIncomplete {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// The snapshot is not wanted any more.
+    #[error("snapshot {snapshot} is not being made")]
+    NoSuchSnapshot {
+        /// The snapshot.
+        snapshot: SnapshotId,
     },
     /// A member to remove is not in the set, or one to add already is.
     #[error("replica {replica} is already in the state asked for")]
@@ -279,6 +345,24 @@ pub fn decide(row: &VolumeRow, change: &Change) -> Result<VolumeRow, Refusal> {
             next.view.config = row.view.config.next();
             member.joined = Some(next.view.config);
         }
+        //= docs/replication.md#S4
+        Change::SnapshotReady {
+            expect,
+            snapshot,
+            members,
+        } => {
+            if defect!(SnapshotOfAnyView) {
+                expect_epoch(row, expect.epoch)?;
+            } else {
+                expect_view(row, *expect)?;
+            }
+            let lacking = row.in_sync().find(|replica| !members.contains(replica));
+            if let Some(replica) = lacking.filter(|_| !defect!(SnapshotOfSome)) {
+                let snapshot = *snapshot;
+                return Err(Refusal::SnapshotIncomplete { snapshot, replica });
+            }
+        }
+        Change::SnapshotFailed { expect, .. } => expect_epoch(row, *expect)?,
     }
     next.revision = row.revision.saturating_add(1);
     Ok(next)

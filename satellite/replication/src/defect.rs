@@ -140,6 +140,17 @@ mod list {
         FailedLooksSound "R15" "a disk that failed opens with the identity it had";
         FailedTrusted "R15" "an engine told of a failure trusts the identity it knew";
         MinimumIgnored "R16" "neither engine nor catalogue keeps the minimum";
+        SnapshotUngated "S1" "writes begin while a snapshot is made";
+        SnapshotUndrained "S1" "a snapshot does not wait for writes under way";
+        SnapshotUnflushed "S1" "a snapshot is made of what was not flushed";
+        SnapshotWhileWriting "S2" "a replica makes its copy while it writes";
+        SnapshotUnequal "S3" "a snapshot is made while members may differ";
+        SnapshotOfSome "S4" "a snapshot is ready when one member has it";
+        SnapshotOfAnyView "S4" "the catalogue takes a snapshot of another in-sync set";
+        SnapshotDisturbed "S4" "an attempt goes on over a lost connection";
+        SnapshotOldAnswer "S4" "what a member answered to an earlier attempt counts";
+        SnapshotGateStays "S5" "writes are held until a snapshot is made, however long";
+        SnapshotLate "S5" "a copy that was made after writes went on counts";
     }
 
     thread_local! {

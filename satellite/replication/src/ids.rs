@@ -79,6 +79,10 @@ uuid_id!(
     VolumeId
 );
 uuid_id!(
+    /// A snapshot's identity. Made anew for each one that is asked for.
+    SnapshotId
+);
+uuid_id!(
     /// The identity of the data's history. Changes only when an operator forces a replica to be
     /// taken as the truth; replicas of different lineages share nothing.
     Lineage

@@ -110,6 +110,11 @@ codes!(
         /// Which parts of `length` bytes at `offset` are holes; the answer's payload are [`crate::extents`], of
         /// the whole range or a beginning of it.
         Extents = 13,
+        /// Whether a copy of the snapshot could be made: nothing is changed. Payload: the snapshot's id.
+        MaySnapshot = 14,
+        /// Make a copy of all that is held now, as the snapshot of that id, in place of any of an earlier attempt;
+        /// durable when answered (S2). Payload: the snapshot's id.
+        Snapshot = 15,
     }
 );
 
@@ -140,6 +145,12 @@ codes!(
         WrongLineage = 10,
         /// An Open without a right to it; `length` says why ([`crate::right::RightRefusal`]).
         NotAuthorised = 11,
+        /// This snapshot is not to be made here, as far as is known here: the catalogue may say so a moment later.
+        SnapshotUnknown = 12,
+        /// No copies without copying can be made here.
+        SnapshotUnsupported = 13,
+        /// The copy could not be made. Says nothing of the replica itself.
+        SnapshotFailed = 14,
     }
 );
 
@@ -387,13 +398,16 @@ impl Framed {
                 | Kind::ClearMap
                 | Kind::Clean
                 | Kind::StoreView
-                | Kind::PutMap,
+                | Kind::PutMap
+                | Kind::MaySnapshot
+                | Kind::Snapshot,
                 true,
             )
             | (Kind::Read | Kind::Extents | Kind::Zero | Kind::Flush | Kind::Ping | Kind::Close, false) => {
                 self.payload == 0
             }
             (Kind::Open, false) => self.payload <= MAX_RIGHT,
+            (Kind::MaySnapshot | Kind::Snapshot, false) => self.payload == SNAPSHOT_ID,
             (Kind::Open | Kind::GetMap, true)
             | (Kind::GetMap | Kind::StoreView | Kind::Clean | Kind::ClearMap | Kind::PutMap, false) => {
                 self.payload <= MAX_CONTROL
@@ -404,6 +418,9 @@ impl Framed {
 
 /// [`Header::length`] of a [`Kind::GetMap`] for the dirty map.
 pub const DIRTY_MAP: u32 = u32::MAX;
+
+/// Bytes of a snapshot's id.
+pub const SNAPSHOT_ID: u32 = 16;
 
 /// Largest right in an Open.
 pub const MAX_RIGHT: u32 = 512;

@@ -2,6 +2,7 @@
 
 #[cfg(doc)]
 use super::Engine;
+use super::SnapshotAsk;
 use crate::body::Body;
 use crate::catalogue::{Change, Refusal, VolumeRow};
 use crate::extents::Extent;
@@ -88,6 +89,8 @@ pub enum Event<P> {
         /// Why it was refused.
         refusal: Option<Refusal>,
     },
+    /// The snapshot the catalogue wants made now; `None`: none, or no more.
+    Snapshot(Option<SnapshotAsk>),
     /// End in order.
     Stop,
     /// The time [`Engine::deadline`] named has come.

@@ -35,6 +35,12 @@ pub(super) struct Io<P> {
 }
 
 impl<P> Io<P> {
+    /// It changes data, and not all of `required` have it.
+    pub(super) fn writes_without(&self, required: u16) -> bool {
+        let writes = matches!(self.request, Request::Write { .. } | Request::Zero { .. });
+        writes && !(self.issued && self.acked & required == required)
+    }
+
     /// Bytes it locks.
     pub(super) fn range(&self) -> Option<ByteRange> {
         match &self.request {
@@ -146,6 +152,10 @@ impl<P: Clone> Engine<P> {
             return;
         }
         let exclusive = !request.is_read();
+        //= docs/replication.md#S1
+        if exclusive && self.snapshots.holds_writes() && !defect!(SnapshotUngated) {
+            return self.snapshots.hold(io);
+        }
         if self.locks.acquire(Holder::Io(io), range, exclusive) {
             self.issue(now, io, out);
         }

@@ -24,6 +24,9 @@ pub(super) enum Purpose {
     DirtyMap(u64),
     /// A step of bringing `0` up to date.
     Sync(ReplicaId),
+    /// Whether a snapshot could be made, and the snapshot; the attempt.
+    MaySnapshot(u64),
+    Snapshot(u64),
     /// Nothing follows from the answer but a lease.
     Ping,
     /// Asked before the promise is given: nothing follows from the answer, whatever it is, but that the
@@ -201,6 +204,9 @@ impl<P: Clone> Engine<P> {
             Status::NotAuthorised => {
                 self.turned_away(now, replica, RightRefusal::from_code(header.length), out);
             }
+            status if matches!(sent.purpose, Purpose::MaySnapshot(_) | Purpose::Snapshot(_)) => {
+                self.snapshot_refused(now, replica, &sent.purpose, status, out);
+            }
             // To anything else it is no answer: the replica is refused like one whose disk failed.
             Status::MediaError if matches!(sent.kind, Kind::Read | Kind::Extents) => {
                 self.read_failed(now, replica, &sent, out);
@@ -243,6 +249,7 @@ impl<P: Clone> Engine<P> {
             Purpose::Copy(copy) => self.copy_answered(now, replica, copy, body, out),
             Purpose::DirtyMap(from) => self.dirty_words(now, replica, from, body.bytes(), out),
             Purpose::Sync(_) => self.sync_answered(now, replica, sent, Status::Ok, body.bytes(), out),
+            Purpose::MaySnapshot(_) | Purpose::Snapshot(_) => self.snapshot_answered(replica, &sent.purpose),
             Purpose::Ping | Purpose::Knock => {}
         }
         // A joining replica moves on when it has answered what came before.
@@ -279,7 +286,10 @@ impl<P: Clone> Engine<P> {
             | Status::Invalid
             | Status::NoMap
             | Status::WrongLineage
-            | Status::NotAuthorised => EjectReason::Disagrees,
+            | Status::NotAuthorised
+            | Status::SnapshotUnknown
+            | Status::SnapshotUnsupported
+            | Status::SnapshotFailed => EjectReason::Disagrees,
         };
         if let Some(peer) = self.peers.get_mut(&replica)
             && reason == EjectReason::DiskFailed

@@ -30,6 +30,7 @@ mod peer;
 mod read;
 mod repair;
 mod resync;
+mod snapshot;
 mod source;
 mod start;
 mod state;
@@ -49,9 +50,11 @@ use copy::CopyJob;
 use io::Io;
 use locks::Locks;
 use peer::Peer;
+use snapshot::Snapshots;
 use tracker::Tracker;
 
 pub use event::{Command, Event, IoError, LinkId, Request};
+pub use snapshot::{GATE, SnapshotAsk, SnapshotStage};
 pub use state::{Counters, FailReason, Progress, State};
 
 /// A member whose connection is lost this long is removed. A satellite's restart takes less; a writer
@@ -141,6 +144,7 @@ pub struct Engine<P> {
     next_copy: u64,
     next_proposal: u64,
     next_own_io: u64,
+    snapshots: Snapshots,
     counters: Counters,
     advance_at: Time,
     clean_at: Time,
@@ -184,6 +188,7 @@ impl<P: Clone> Engine<P> {
             next_copy: 1,
             next_proposal: 1,
             next_own_io: OWN_IO,
+            snapshots: Snapshots::default(),
             counters: Counters::default(),
             advance_at: now,
             clean_at: now,
@@ -242,10 +247,15 @@ impl<P: Clone> Engine<P> {
                 proposal,
                 row,
                 refusal,
-            } => self.outcome(now, proposal, row, refusal.as_ref(), out),
+            } => {
+                self.snapshot_decided(now, proposal, refusal.is_some(), out);
+                self.outcome(now, proposal, row, refusal.as_ref(), out);
+            }
+            Event::Snapshot(ask) => self.snapshots.ask(ask),
             Event::Stop => self.begin_stop(now),
             Event::Tick => self.stirred |= now >= self.advance_at,
         }
+        self.tend_snapshot(now, out);
         if self.stirred {
             self.stirred = false;
             self.advance(now, out);
@@ -270,6 +280,7 @@ impl<P: Clone> Engine<P> {
         let state = self.state(now);
         let busy =
             state != State::Serving || self.peers.values().any(Peer::is_moving) || !self.copies.is_empty();
+        let busy = busy || self.snapshots.is_busy();
         let silent = self.peers.values().filter_map(Peer::silent_at).min();
         let next = now + if busy { TICK } else { IDLE_TICK };
         // Who is silent is let go at that very moment: writers wait for it.

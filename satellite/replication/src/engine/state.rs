@@ -68,4 +68,10 @@ pub struct Counters {
     pub resynced_bytes: u64,
     /// Bytes copied to make members equal after an unclean end.
     pub repaired_bytes: u64,
+    /// Snapshots made.
+    pub snapshots: u64,
+    /// How long writes were held for the last one, made or not, in microseconds.
+    pub held_last_us: u64,
+    /// The longest of these times.
+    pub held_longest_us: u64,
 }

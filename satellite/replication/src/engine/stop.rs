@@ -92,6 +92,7 @@ impl<P: Clone> Engine<P> {
         self.backlog.clear();
         self.unrepaired.clear();
         self.held.clear();
+        self.snapshots.end();
         self.stirred = true;
     }
 }

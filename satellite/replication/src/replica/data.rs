@@ -64,6 +64,7 @@ impl<P: Clone> Replica<P> {
                 }
             }
             Kind::Ping => self.answer(now, conn, &header, Body::None, out),
+            Kind::MaySnapshot | Kind::Snapshot => self.ask_snapshot(now, conn, header, body, out),
             Kind::Clean => self.clean(now, conn, &header, body.bytes(), out),
             Kind::GetMap => self.get_map(now, conn, &header, body.bytes(), out),
             Kind::ClearMap => self.clear_map(now, conn, &header, body.bytes(), out),
@@ -88,7 +89,7 @@ impl<P: Clone> Replica<P> {
         self.disk_action(now, conn, header, action, out);
     }
 
-    fn disk_action(
+    pub(super) fn disk_action(
         &mut self,
         arrived: Time,
         conn: ConnId,

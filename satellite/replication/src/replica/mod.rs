@@ -15,6 +15,7 @@
 mod data;
 mod maps;
 mod session;
+mod snapshot;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -23,7 +24,7 @@ use uuid::Uuid;
 use crate::body::Body;
 use crate::disk::{Page, PageId, Superblock};
 use crate::extents::Extent;
-use crate::ids::{CacheId, ConnId, Epoch, ReplicaId, View, VolumeId};
+use crate::ids::{CacheId, ConnId, Epoch, ReplicaId, SnapshotId, View, VolumeId};
 use crate::range::ByteRange;
 use crate::right::{Authorised, RightRefusal};
 use crate::time::{LEASE, Time};
@@ -76,6 +77,13 @@ pub enum Event<P> {
         /// From the beginning of the range on; what is left out or not known is data.
         extents: Vec<Extent>,
     },
+    /// The same for a [`DiskAction::MaySnapshot`] or [`DiskAction::Snapshot`].
+    SnapshotDone {
+        /// Its number.
+        op: u64,
+        /// How it went.
+        result: Result<(), SnapshotError>,
+    },
     /// All pages of the last [`Command::StorePages`] are durable, or not.
     PagesStored {
         /// Outcome of the whole batch.
@@ -92,6 +100,19 @@ pub enum DiskError {
     NoSpace,
     /// The system was short of something that is not the disk's (memory, mostly): worth trying again.
     Transient,
+    /// Anything else.
+    Failed,
+}
+
+/// Why no copy for a snapshot was made. None of it is a failure of the replica's disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SnapshotError {
+    /// The node was not told to make it.
+    Unknown,
+    /// Blocks can't be shared here.
+    Unsupported,
+    /// No space left.
+    NoSpace,
     /// Anything else.
     Failed,
 }
@@ -169,6 +190,11 @@ pub enum DiskAction<P> {
         /// Where.
         range: ByteRange,
     },
+    /// Find out whether a [`DiskAction::Snapshot`] could be done; tell [`Event::SnapshotDone`].
+    MaySnapshot(SnapshotId),
+    /// Make a copy of all data as it is now, durable and whole or not there, in place of an earlier one of the same
+    /// snapshot; tell [`Event::SnapshotDone`].
+    Snapshot(SnapshotId),
 }
 
 /// Tells the opening after a failure from the one before; any number does.
@@ -235,6 +261,8 @@ pub struct Replica<P> {
     parked: VecDeque<Parked<P>>,
     /// Answers that wait for pages to be durable.
     waiting: Vec<Waiting>,
+    /// Snapshots that wait for writes in the disk to end.
+    snapshots: VecDeque<Parked<P>>,
     /// The read lease last granted: to which epoch, until when.
     lease: (Epoch, Time),
 }
@@ -280,6 +308,7 @@ impl<P: Clone> Replica<P> {
             next_disk: 0,
             parked: VecDeque::new(),
             waiting: Vec::new(),
+            snapshots: VecDeque::new(),
             lease,
         })
     }
@@ -318,9 +347,11 @@ impl<P: Clone> Replica<P> {
             Event::Gone { conn } => self.gone(conn),
             Event::DiskDone { op, result } => self.disk_done(op, result, out),
             Event::ExtentsFound { op, extents } => self.extents_found(op, extents, out),
+            Event::SnapshotDone { op, result } => self.snapshot_done(op, result, out),
             Event::PagesStored { result } => self.pages_stored(now, result, out),
             Event::Tick => {}
         }
+        self.begin_snapshots(out);
         self.try_promise(now, out);
         if let Some(pages) = self.maps.compose(now, self.volume, self.id, &self.superblock) {
             out.push(Command::StorePages(pages));
@@ -342,7 +373,8 @@ impl<P: Clone> Replica<P> {
         if header.view.epoch != session.epoch && !defect!(ViewNotChecked) {
             return reply(out, conn, &header, Status::WrongView);
         }
-        if self.disk.len() + self.parked.len() + self.waiting.len() >= MAX_IN_FLIGHT {
+        let held = self.parked.len() + self.waiting.len() + self.snapshots.len();
+        if self.disk.len() + held >= MAX_IN_FLIGHT {
             out.push(Command::Drop { conn });
             return self.gone(conn);
         }

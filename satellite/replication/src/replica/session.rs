@@ -199,6 +199,7 @@ impl<P: Clone> Replica<P> {
         self.opening = None;
         self.parked.clear();
         self.waiting.clear();
+        self.snapshots.clear();
     }
 
     /// The engine gives its lease back.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use stor_replication::body::Body;
 use stor_replication::catalogue::{Change, EjectReason, Member, MemberState, VolumeRow, decide};
 use stor_replication::disk::{PAGE, PageId, Superblock, encode_page};
-use stor_replication::engine::{self, Engine, IoError, LinkId, Request, Start};
+use stor_replication::engine::{self, Engine, IoError, LinkId, Request, SnapshotAsk, Start};
 use stor_replication::extents::{self, Extent};
 use stor_replication::ids::{
-    CacheId, ConfigSeq, ConnId, Epoch, IoId, Lineage, Loss, OpId, ReplicaId, View, VolumeId,
+    CacheId, ConfigSeq, ConnId, Epoch, IoId, Lineage, Loss, OpId, ReplicaId, SnapshotId, View, VolumeId,
 };
 use stor_replication::info::{Info, Roster};
 use stor_replication::range::ByteRange;
@@ -40,6 +40,10 @@ pub(crate) fn lost(op: u64) -> Loss {
         epoch: Epoch(2),
         op: OpId(op),
     }
+}
+
+pub(crate) fn snapshot(number: u128) -> SnapshotId {
+    SnapshotId(Uuid::from_u128(number))
 }
 
 pub(crate) fn at(millis: u64) -> Time {
@@ -470,6 +474,22 @@ impl Rig {
             _ => Body::None,
         };
         self.answer_with(sent, Status::Ok, body);
+    }
+
+    /// Takes a message out and refuses it.
+    pub(crate) fn refuse(&mut self, sent: &Sent, status: Status) {
+        self.sent.retain(|other| other != sent);
+        self.answer_with(sent, status, Body::None);
+    }
+
+    /// The catalogue wants this snapshot made.
+    pub(crate) fn ask_snapshot(&mut self, number: Option<u128>, hold: bool) {
+        let ask = number.map(|number| SnapshotAsk {
+            snapshot: snapshot(number),
+            hold,
+        });
+        self.step(engine::Event::Snapshot(ask));
+        self.step(engine::Event::Tick);
     }
 
     pub(crate) fn answer_with(&mut self, sent: &Sent, status: Status, body: Body<Data>) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use stor_replication::bitmap::Bitmap;
 use stor_replication::disk::{BITS, Copy, PAGE, PageId, WORDS, decode_copy, decode_superblock, newest};
 use stor_replication::extents::Extent;
-use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, VolumeId};
+use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, SnapshotId, VolumeId};
 use stor_replication::range::ByteRange;
 use stor_replication::replica::{DiskAction, DiskError, StoredPage};
 
@@ -54,6 +54,8 @@ pub(crate) struct Disk {
     pub(crate) short_until: u64,
     pub(crate) running: BTreeMap<u64, Running>,
     pub(crate) batch: Option<Vec<StoredPage>>,
+    /// Copies made for snapshots: per block what may be read of it after a crash, the last one as long as there is none.
+    pub(crate) snapshots: BTreeMap<SnapshotId, Vec<Vec<u64>>>,
     /// The dirty map as it would be read after a crash.
     pub(crate) stored_dirty: Bitmap,
 }
@@ -75,6 +77,7 @@ impl Disk {
             short_until: 0,
             running: BTreeMap::new(),
             batch: None,
+            snapshots: BTreeMap::new(),
             stored_dirty: Bitmap::new(size.div_ceil(1 << 20)),
         }
     }
@@ -117,7 +120,11 @@ impl Disk {
         let (range, data, fua) = match action {
             DiskAction::Write { range, data, fua } => (*range, Some(data), *fua),
             DiskAction::Zero { range, fua, .. } => (*range, None, *fua),
-            DiskAction::Read { .. } | DiskAction::Extents { .. } | DiskAction::Flush => return,
+            DiskAction::Read { .. }
+            | DiskAction::Extents { .. }
+            | DiskAction::Flush
+            | DiskAction::MaySnapshot(_)
+            | DiskAction::Snapshot(_) => return,
         };
         for (index, block) in range.units(BLOCK).enumerate() {
             if rng.chance(percent) {
@@ -151,7 +158,23 @@ impl Disk {
     /// Ends an operation; for a read, its data. An unreadable block is an error.
     pub(crate) fn finish(&mut self, rng: &mut Rng, running: &Running) -> Result<Option<Data>, DiskError> {
         match &running.action {
-            DiskAction::Extents { .. } => Ok(None),
+            DiskAction::Extents { .. } | DiskAction::MaySnapshot(_) => Ok(None),
+            DiskAction::Snapshot(snapshot) => {
+                // Blocks are shared: what of them was not flushed is lost with them. Writes under way may be in it.
+                let running: Vec<DiskAction<Data>> = self
+                    .running
+                    .values()
+                    .map(|running| running.action.clone())
+                    .collect();
+                for action in running {
+                    self.apply_some(rng, &action, 50);
+                }
+                let versions =
+                    |versions: &Vec<(u64, u64)>| versions.iter().map(|(content, _)| *content).collect();
+                let copy = self.blocks.iter().map(versions).collect();
+                self.snapshots.insert(*snapshot, copy);
+                Ok(None)
+            }
             DiskAction::Write { .. } | DiskAction::Zero { .. } => {
                 self.apply_some(rng, &running.action, 100);
                 Ok(None)
@@ -241,8 +264,22 @@ impl Disk {
             .map(|(_, stored)| stored.view.config)
     }
 
+    /// What a copy for a snapshot reads as.
+    pub(crate) fn snapshot(&self, snapshot: SnapshotId) -> Option<Vec<u64>> {
+        let copy = self.snapshots.get(&snapshot)?;
+        Some(copy.iter().map(|versions| *versions.last().unwrap()).collect())
+    }
+
     /// What was not flushed may be gone.
     fn lose_some(&mut self, rng: &mut Rng) {
+        for versions in self
+            .snapshots
+            .values_mut()
+            .flatten()
+            .filter(|versions| versions.len() > 1)
+        {
+            *versions = vec![versions[rng.index(versions.len())]];
+        }
         let lossy = rng.below(101);
         for index in std::mem::take(&mut self.unflushed) {
             let versions = &mut self.blocks[index];

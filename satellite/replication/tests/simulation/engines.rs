@@ -308,6 +308,7 @@ impl World {
                     .values()
                     .flat_map(|guest| guest.ops.values())
                     .map(|op| op.begun)
+                    .chain(self.snapshots.begun())
                     .min();
                 self.oracle
                     .flushed(done.begun, open.unwrap_or(at).min(done.begun));

@@ -108,6 +108,8 @@ pub(crate) struct Plan {
     pub(crate) misrouted: u64,
     /// Messages that are damaged, in ten thousand.
     pub(crate) damaged: u64,
+    /// How often a snapshot is asked for when somebody thinks of it, in a hundred.
+    pub(crate) snapshots: u64,
 }
 
 impl Plan {
@@ -150,6 +152,7 @@ impl Plan {
             slow_disk: false,
             misrouted: 0,
             damaged: 0,
+            snapshots: 0,
         };
         match rng.below(6) {
             0 | 1 => plan.aim(rng),
@@ -344,6 +347,7 @@ impl World {
             Some((of, config, mut copy)) if of == id && absent && idle && tellable(config) => {
                 copy.crash(&mut self.rng);
                 place.store = Some((id, copy));
+                self.snapshots.forget(id);
                 self.log(|| format!("n{node} has an old copy of its disk"));
             }
             Some((of, config, copy)) if of == id => place.copy = Some((of, config, copy)),

@@ -5,6 +5,8 @@
 //! to answer. While it lasts an oracle judges every read; afterwards everything is healed and the volume must
 //! become whole again, serve, and stop cleanly.
 //!
+//! In a third of the seeds snapshots are made; a seed plus 2^40 is the same world with them.
+//!
 //! `STOR_SIM_SEEDS=n` runs n seeds from `STOR_SIM_FIRST` (default: 2000 from 1, in four tests). `night` runs many
 //! and collects what fails, `history` prints what happened in one (`STOR_SIM_SEED=n`). A seed that once failed is
 //! a line in `seeds.txt` and always runs. `sweep` kills at every place instead of at some.
@@ -30,6 +32,7 @@ mod oracle;
 mod owner;
 mod replicas;
 mod rng;
+mod snapshots;
 mod sweep;
 mod trace;
 mod world;
@@ -52,6 +55,8 @@ pub(crate) struct Outcome {
     pub(crate) wrong: Option<String>,
     pub(crate) answered: u64,
     pub(crate) lost: bool,
+    /// Snapshots that became ready, and that did not.
+    pub(crate) snapshots: (u64, u64),
     pub(crate) log: Vec<String>,
 }
 
@@ -73,6 +78,7 @@ pub(crate) fn run_world(mut world: World) -> Outcome {
         wrong: world.wrong,
         answered: world.answered,
         lost,
+        snapshots: (world.snapshots.ready.len() as u64, world.snapshots.failed),
         log: world.log.into_iter().flatten().collect(),
     }
 }
@@ -109,6 +115,7 @@ fn until(world: &mut World, limit: u64, mut done: impl FnMut(&World) -> bool) ->
         steps += 1;
         if steps.is_multiple_of(64) {
             world.check_equal(false);
+            world.check_snapshots();
         }
         if world.wrong.is_some() {
             return false;
@@ -148,6 +155,7 @@ fn scenario(world: &mut World) -> bool {
         return false;
     }
     world.check_equal(false);
+    world.check_snapshots();
     world.finished = true;
     world.stopped_clean = None;
     for guest in world.guests.values_mut() {
@@ -192,6 +200,8 @@ struct Totals {
     seeds: AtomicU64,
     answered: AtomicU64,
     lost: AtomicU64,
+    snapshots: AtomicU64,
+    void: AtomicU64,
     failed: Mutex<Vec<(u64, String)>>,
 }
 
@@ -201,6 +211,8 @@ impl Totals {
         self.seeds.fetch_add(1, Ordering::Relaxed);
         self.answered.fetch_add(outcome.answered, Ordering::Relaxed);
         self.lost.fetch_add(u64::from(outcome.lost), Ordering::Relaxed);
+        self.snapshots.fetch_add(outcome.snapshots.0, Ordering::Relaxed);
+        self.void.fetch_add(outcome.snapshots.1, Ordering::Relaxed);
         if let Some(wrong) = outcome.wrong {
             println!("{seed:<8}# {wrong}");
             self.failed.lock().unwrap().push((seed, wrong));
@@ -214,6 +226,8 @@ impl Totals {
             "{seeds} seeds, {answered} requests answered, {} volumes lost with their disks",
             self.lost.into_inner()
         );
+        let (snapshots, void) = (self.snapshots.into_inner(), self.void.into_inner());
+        println!("{snapshots} snapshots, {void} void");
         let failed = self.failed.into_inner().unwrap();
         if let Some((seed, wrong)) = failed.iter().min() {
             let log = run(*seed, true).log;
@@ -230,6 +244,7 @@ impl Totals {
             );
         }
         assert!(answered > 10 * seeds, "hardly anything happened");
+        assert!(snapshots > seeds / 3, "hardly any snapshot was made");
     }
 }
 

@@ -65,7 +65,9 @@ impl World {
     }
 
     pub(crate) fn apply(&mut self, change: &Change) -> Result<(), Refusal> {
-        let next = decide(&self.row, change).inspect_err(|refusal| {
+        let decided = decide(&self.row, change);
+        let decided = decided.and_then(|next| self.snapshot_wanted(change).map(|()| next));
+        let next = decided.inspect_err(|refusal| {
             let line = format!("catalogue refuses {change:?}: {refusal}");
             if let Some(log) = &mut self.log {
                 log.push_back(line);
@@ -87,6 +89,7 @@ impl World {
             Change::Remove { .. } => self.moment(Moment::Removal),
             Change::Add { .. } => self.moment(Moment::Addition),
             Change::Attach { .. } | Change::Restart { .. } => self.moment(Moment::Attach),
+            Change::SnapshotReady { .. } | Change::SnapshotFailed { .. } => self.snapshot_told(change),
             Change::Detach { .. } => {}
         }
         if let Change::Add { member, .. } = change {
@@ -146,7 +149,8 @@ impl World {
         if self.lost > self.lost_noted && self.guest_since > self.lost && served {
             self.lost_noted = self.lost;
             self.log(|| "caches were lost: unflushed writes may be gone".into());
-            self.oracle.caches_lost(self.lost, self.guest_since, self.moment);
+            let oldest = self.snapshots.begun().unwrap_or(self.moment);
+            self.oracle.caches_lost(self.lost, self.guest_since, oldest);
         }
     }
 

@@ -150,8 +150,8 @@ impl World {
             Command::Disk { op, action } => {
                 let promised = self.nodes[node].satellite.as_ref().unwrap().promised;
                 self.check_disk_action(node, promised, &action);
-                let slow = matches!(action, DiskAction::Flush);
-                if slow {
+                let slow = matches!(action, DiskAction::Flush | DiskAction::Snapshot(_));
+                if action == DiskAction::Flush {
                     self.nodes[node].flush_begun = self.moment;
                 }
                 let delay = if slow {
@@ -185,7 +185,11 @@ impl World {
         let (range, epoch) = match action {
             DiskAction::Write { range, data, .. } => (*range, data.epoch),
             DiskAction::Zero { range, .. } => (*range, promised),
-            DiskAction::Read { .. } | DiskAction::Extents { .. } | DiskAction::Flush => return,
+            DiskAction::Read { .. }
+            | DiskAction::Extents { .. }
+            | DiskAction::Flush
+            | DiskAction::MaySnapshot(_)
+            | DiskAction::Snapshot(_) => return,
         };
         let mut regions = range.offset >> 20..=(range.end() - 1) >> 20;
         let marked = regions.all(|region| disk.stored_dirty.get(region));
@@ -231,6 +235,9 @@ impl World {
         if let DiskAction::Extents { range } = running.action {
             let extents = disk.extents(&mut self.rng, range);
             return self.replica_event(node, replica::Event::ExtentsFound { op, extents });
+        }
+        if let DiskAction::MaySnapshot(_) | DiskAction::Snapshot(_) = running.action {
+            return self.snapshot_done(node, op, &running);
         }
         let writes = matches!(running.action, DiskAction::Write { .. } | DiskAction::Zero { .. });
         let reads = matches!(running.action, DiskAction::Read { .. });

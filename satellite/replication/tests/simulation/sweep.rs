@@ -9,7 +9,7 @@ use super::rng::Rng;
 use super::world::{Doom, MS, SECOND, Victim, What, World};
 use super::{number, run_world};
 
-/// A start, writes, a member that leaves and comes back.
+/// A start, writes, a member that leaves and comes back; in the later lives snapshots all the time.
 fn life(seed: u64, doom: Doom, trace: bool) -> World {
     let mut rng = Rng::new(seed);
     let mut plan = Plan::calm(&mut rng);
@@ -17,6 +17,7 @@ fn life(seed: u64, doom: Doom, trace: bool) -> World {
     plan.min_in_sync = 1;
     plan.begin_stale = seed % 4 >= 2;
     plan.length = 3 * SECOND;
+    plan.snapshots = if seed > 4 { 100 } else { 0 };
     let mut world = World::with(rng, plan, trace);
     world.doom = Some(doom);
     world.after(SECOND, What::Kill(1, 900 * MS));
@@ -26,7 +27,7 @@ fn life(seed: u64, doom: Doom, trace: bool) -> World {
 fn sweep(who: Victim, first: u64) {
     let stride = number("STOR_SIM_STRIDE").unwrap_or(10).max(1);
     let mut runs = 0;
-    for seed in 1..=4 {
+    for seed in 1..=6 {
         let count = |after| {
             let mut world = life(
                 seed,

@@ -52,6 +52,7 @@ pub(crate) fn replica_event(event: &replica::Event<Data>) -> String {
             )
         }
         replica::Event::ExtentsFound { op, extents } => format!("extents {op} {}", holes(extents)),
+        replica::Event::SnapshotDone { op, result } => format!("snapshot {op} {result:?}"),
         replica::Event::PagesStored { result } => format!("pages {result:?}"),
         replica::Event::Tick => "tick".into(),
     }
@@ -115,6 +116,7 @@ pub(crate) fn engine_event(event: &engine::Event<Data>) -> String {
         } => {
             format!("outcome {proposal} {} {refusal:?}", self::row(row))
         }
+        engine::Event::Snapshot(ask) => format!("snapshot {ask:?}"),
         engine::Event::Stop => "stop".into(),
         engine::Event::Tick => "tick".into(),
     }

@@ -18,6 +18,7 @@ use super::faults::{Fault, Plan};
 use super::frames::Frame;
 use super::oracle::Oracle;
 use super::rng::Rng;
+use super::snapshots::Snapshots;
 
 pub(crate) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(7));
 pub(crate) const LINEAGE: Lineage = Lineage(Uuid::from_u128(11));
@@ -29,6 +30,8 @@ pub(crate) const CONTROLLER: usize = NODES;
 /// Microseconds.
 pub(crate) const MS: u64 = 1000;
 pub(crate) const SECOND: u64 = 1000 * MS;
+/// Set in a seed: the world of the seed without it, and snapshots.
+pub(crate) const WITH_SNAPSHOTS: u64 = 1 << 40;
 /// No seed comes near it; one that does has a loop without progress.
 const MAX_STEPS: u64 = 30_000_000;
 
@@ -62,6 +65,8 @@ pub(crate) enum What {
     DiskRecovers(usize),
     EngineEnds(u64),
     Guest(u64),
+    /// Somebody asks for a snapshot, or an engine hears of one.
+    Snapshot,
     Owner,
     Fault,
     Strike(Fault),
@@ -225,6 +230,7 @@ pub(crate) struct World {
     /// No engine for the owner since.
     pub(crate) ownerless: Option<u64>,
     pub(crate) oracle: Oracle,
+    pub(crate) snapshots: Snapshots,
     /// Writes not answered yet: the epoch that has them.
     pub(crate) unanswered: BTreeMap<u64, Epoch>,
     /// Highest epoch that answered a client.
@@ -256,9 +262,14 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// With [`WITH_SNAPSHOTS`], or if a third of those without it, snapshots are made.
     pub(crate) fn new(seed: u64, trace: bool) -> Self {
-        let mut rng = Rng::new(seed);
-        let plan = Plan::new(&mut rng);
+        let number = seed & !WITH_SNAPSHOTS;
+        let mut rng = Rng::new(number);
+        let mut plan = Plan::new(&mut rng);
+        if seed != number || (seed.is_multiple_of(3) && !super::committed().contains(&seed)) {
+            plan.snapshots = 50;
+        }
         Self::with(rng, plan, trace)
     }
 
@@ -338,6 +349,7 @@ impl World {
             detach: None,
             ownerless: None,
             oracle: Oracle::default(),
+            snapshots: Snapshots::default(),
             unanswered: BTreeMap::new(),
             acking: Epoch(0),
             serving: Epoch(0),
@@ -362,6 +374,9 @@ impl World {
             world.start_satellite(node);
         }
         world.after(0, What::Owner);
+        if world.plan.snapshots > 0 {
+            world.after(SECOND / 2, What::Snapshot);
+        }
         world.after(SECOND, What::Fault);
         world
     }
@@ -455,6 +470,7 @@ impl World {
             What::DiskRecovers(node) => self.disk_recovers(node),
             What::EngineEnds(engine) => self.kill_engine(engine),
             What::Guest(guest) => self.guest_acts(guest),
+            What::Snapshot => self.tend_snapshots(),
             What::Owner => self.tend_owner(),
             What::Fault => self.fault(),
             What::Strike(fault) => self.strike(fault),
