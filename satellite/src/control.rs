@@ -11,7 +11,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use stor_replication::catalogue::{Change, Refusal, VolumeRow};
-use stor_replication::ids::{Epoch, ReplicaId, VolumeId};
+use stor_replication::engine::{SnapshotAsk, SnapshotStage};
+use stor_replication::ids::{Epoch, ReplicaId, SnapshotId, VolumeId};
 use stor_right::SignedRight;
 
 /// Largest message, bytes.
@@ -67,6 +68,9 @@ pub struct Config {
     pub transport: Transport,
     /// Refuse writes.
     pub read_only: bool,
+    /// The snapshot to be made now.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotAsk>,
     /// What replicas are opened with; renewed as long as the volume is attached.
     #[serde(default)]
     pub right: SignedRight,
@@ -128,6 +132,9 @@ pub struct Report {
     pub syncing: Vec<Progress>,
     /// Since the engine began.
     pub counters: Counters,
+    /// The snapshot at hand.
+    #[serde(default)]
+    pub snapshot: Option<(SnapshotId, SnapshotStage)>,
 }
 
 /// A running resync.
@@ -158,4 +165,13 @@ pub struct Counters {
     pub resynced_bytes: u64,
     /// Bytes copied to make members equal after an unclean end.
     pub repaired_bytes: u64,
+    /// Snapshots made.
+    #[serde(default)]
+    pub snapshots: u64,
+    /// How long writes were held for the last one, made or not: microseconds.
+    #[serde(default)]
+    pub held_last_us: u64,
+    /// The longest of these times.
+    #[serde(default)]
+    pub held_longest_us: u64,
 }

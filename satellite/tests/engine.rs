@@ -68,6 +68,8 @@ impl Storage {
                 lineage,
                 create: Some(true),
                 cache: CacheId(Uuid::new_v4()),
+                source: None,
+                snapshots: std::collections::BTreeSet::new(),
             };
             let server = Server::start("127.0.0.1:0".parse().unwrap()).unwrap();
             server.trust(Keyring::new(vec![trusted]));

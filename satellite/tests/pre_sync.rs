@@ -93,6 +93,8 @@ impl Storage {
             lineage: Lineage(Uuid::new_v4()),
             create: Some(true),
             cache: CacheId(Uuid::new_v4()),
+            source: None,
+            snapshots: std::collections::BTreeSet::new(),
         };
         let server = Server::start("127.0.0.1:0".parse().unwrap()).unwrap();
         let signer = Signer::generate().unwrap().0;

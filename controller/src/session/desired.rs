@@ -112,6 +112,7 @@ fn replicas<'a>(node: &'a str, volume: &'a Volume) -> impl Iterator<Item = proto
                     && !volume.doubt
                     && member.state == MemberState::InSync,
                 delete: place.phase == ReplicaPhase::Deleting,
+                source: None,
             })
         })
 }
@@ -128,6 +129,7 @@ fn removal(tombstone: &Tombstone) -> proto::Replica {
         create: false,
         in_sync: false,
         delete: true,
+        source: None,
     }
 }
 
@@ -137,6 +139,8 @@ fn engine(node: &str, volume: &Volume, addresses: &Addresses) -> Option<proto::E
         transport: attachment.transport.clone(),
         read_only: attachment.read_only,
         stop: attachment.detaching && !volume.doubt,
+        snapshot_id: String::new(),
+        snapshot_hold: false,
         volume: Some(wire::volume(&volume.row, &volume.name, addresses)),
     })
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use stor_proto::satellite as proto;
-use stor_replication::catalogue::{Change, MemberState, Refusal, VolumeRow};
-use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, View, VolumeId};
+use stor_replication::catalogue::{Change, MemberState, Refusal, SnapshotTrouble, VolumeRow};
+use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, SnapshotId, View, VolumeId};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -21,6 +21,9 @@ pub enum Malformed {
     /// Not an id.
     #[error("{0:?} is not the id of a volume")]
     VolumeId(String),
+    /// Not an id.
+    #[error("{0:?} is not the id of a snapshot")]
+    SnapshotId(String),
     /// Not a reason.
     #[error("{0:?} is not a reason to eject a replica")]
     Reason(String),
@@ -76,6 +79,24 @@ pub(crate) fn volume_id(text: &str) -> Result<VolumeId, Malformed> {
         .map_err(|_| Malformed::VolumeId(text.chars().take(80).collect()))
 }
 
+/// A snapshot's id.
+pub(crate) fn snapshot_id(text: &str) -> Result<SnapshotId, Malformed> {
+    Uuid::from_str(text)
+        .map(SnapshotId)
+        .map_err(|_| Malformed::SnapshotId(cut(text)))
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn snapshot_trouble(word: &str) -> Option<SnapshotTrouble> {
+    use SnapshotTrouble::{DiskFailed, Disturbed, NoSpace, NotSupported, Stopped, TimedOut};
+    [TimedOut, Disturbed, NotSupported, NoSpace, DiskFailed, Stopped]
+        .into_iter()
+        .find(|trouble| trouble.to_string() == word)
+}
+
 /// The change a node asks for. `caller` is the node of the session: no node speaks for another.
 pub fn change(ask: &proto::ChangeView, caller: &str) -> Result<(VolumeId, Change), Malformed> {
     use proto::change_view::Change as Ask;
@@ -108,6 +129,17 @@ pub fn change(ask: &proto::ChangeView, caller: &str) -> Result<(VolumeId, Change
             expect: view(add.expect_epoch, add.expect_config),
             member: ReplicaId(add.replica),
         },
+        Ask::SnapshotReady(ready) => Change::SnapshotReady {
+            expect: view(ready.expect_epoch, ready.expect_config),
+            snapshot: snapshot_id(&ready.snapshot_id)?,
+            members: ready.replicas.iter().copied().map(ReplicaId).collect(),
+        },
+        Ask::SnapshotFailed(failed) => Change::SnapshotFailed {
+            expect: Epoch(failed.expect_epoch),
+            snapshot: snapshot_id(&failed.snapshot_id)?,
+            why: snapshot_trouble(&failed.why).ok_or_else(|| Malformed::Reason(cut(&failed.why)))?,
+            replica: failed.replica.map(ReplicaId),
+        },
     };
     Ok((volume_id(&ask.volume_id)?, change))
 }
@@ -121,6 +153,8 @@ pub fn refusal_code(refusal: &Refusal) -> &'static str {
         Refusal::ViewChanged { .. } => "view-changed",
         Refusal::TooFewInSync { .. } => "too-few-in-sync",
         Refusal::NoSuchReplica { .. } => "no-such-replica",
+        Refusal::SnapshotIncomplete { .. } => "snapshot-incomplete",
+        Refusal::NoSuchSnapshot { .. } => "no-such-snapshot",
         Refusal::NothingToDo { .. } => "nothing-to-do",
     }
 }

@@ -7,6 +7,7 @@
 pub mod blockdev;
 pub mod buffer;
 pub mod clock;
+pub mod extent_map;
 pub mod file;
 pub mod fusemount;
 pub mod loopdev;

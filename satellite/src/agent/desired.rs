@@ -26,10 +26,12 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 use stor_proto::satellite as proto;
+use stor_replication::engine::SnapshotAsk;
 use stor_replication::ids::{Epoch, Lineage, ReplicaId, VolumeId};
 use stor_right::{Keyring, PublicKey, TrustedKey};
 use thiserror::Error;
 
+use super::copies::{self, CopyKey, Source, WantedCopy};
 use super::durable::{self, ReplaceError};
 use super::kept;
 use super::row::{self, RowError, Volume};
@@ -49,6 +51,8 @@ pub struct Desired {
     pub pools: BTreeMap<String, PoolSpec>,
     /// Replicas to serve, make or delete.
     pub replicas: BTreeMap<(VolumeId, ReplicaId), WantedReplica>,
+    /// Copies for snapshots to keep or delete.
+    pub copies: BTreeMap<CopyKey, WantedCopy>,
     /// Engines to run or end.
     pub engines: BTreeMap<VolumeId, WantedEngine>,
     /// What replicas check rights with.
@@ -72,6 +76,8 @@ pub struct WantedReplica {
     pub lineage: Lineage,
     /// What should become of it.
     pub wish: Wish,
+    /// What it holds at first, if it is to be made; otherwise it is empty.
+    pub source: Option<Source>,
 }
 
 /// What should become of a replica.
@@ -97,6 +103,8 @@ pub struct WantedEngine {
     pub read_only: bool,
     /// Drain, flush, end, give up the right.
     pub stop: bool,
+    /// The snapshot to be made now.
+    pub snapshot: Option<SnapshotAsk>,
     /// Its volume.
     pub volume: Volume,
 }
@@ -142,6 +150,10 @@ impl TryFrom<proto::Desired> for Desired {
             let key = (row::volume_id(&replica.volume_id)?, ReplicaId(replica.replica));
             desired.replicas.insert(key, wanted_replica(replica)?);
         }
+        for copy in from.snapshots {
+            let (key, copy) = copies::wanted(copy)?;
+            desired.copies.insert(key, copy);
+        }
         for engine in from.engines {
             let engine = wanted_engine(engine)?;
             desired.engines.insert(engine.volume.row.volume, engine);
@@ -162,7 +174,9 @@ fn trusted_key(from: proto::SigningKey) -> Result<TrustedKey, RowError> {
 }
 
 fn wanted_replica(from: proto::Replica) -> Result<WantedReplica, RowError> {
+    let source = from.source.as_ref().map(copies::source).transpose()?;
     Ok(WantedReplica {
+        source,
         volume_name: from.volume_name,
         pool: from.pool,
         size: row::size(from.size_bytes)?,
@@ -192,8 +206,16 @@ fn wanted_engine(from: proto::Engine) -> Result<WantedEngine, RowError> {
     let volume = from.volume.ok_or(RowError::Absent {
         what: "the volume of an engine",
     })?;
+    let snapshot = match from.snapshot_id.as_str() {
+        "" => None,
+        id => Some(SnapshotAsk {
+            snapshot: row::snapshot_id(id)?,
+            hold: from.snapshot_hold,
+        }),
+    };
     Ok(WantedEngine {
         transport,
+        snapshot,
         read_only: from.read_only,
         stop: from.stop,
         volume: volume.try_into()?,
@@ -465,6 +487,7 @@ fn merge_older(current: &proto::Desired, older: proto::Desired) -> proto::Desire
 
     let key = |replica: &proto::Replica| (replica.volume_id.clone(), replica.replica);
     merged.replicas.retain(|replica| !replica.delete);
+    merged.snapshots.retain(|copy| !copy.delete);
     let replicas: BTreeSet<_> = merged.replicas.iter().map(key).collect();
     merged.replicas.extend(
         current

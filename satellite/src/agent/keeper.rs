@@ -6,6 +6,7 @@ use stor_replication::disk::Superblock;
 use stor_replication::ids::{CacheId, ReplicaId, VolumeId};
 use uuid::Uuid;
 
+use super::copies::{Copies, CopyKey, CopyWish, Found};
 use crate::pool::probe::Snapshots;
 use crate::pool::replica::{self, ReplicaFiles, finish_deletions};
 use crate::pool::{Opener, Pool, PoolError, PoolSpec, Usage};
@@ -47,6 +48,8 @@ pub struct PoolReport {
     pub obstacle: Option<String>,
     /// What was done, or why not.
     pub replicas: BTreeMap<Key, Result<Worked, String>>,
+    /// What there is of copies for snapshots.
+    pub copies: BTreeMap<CopyKey, Result<Found, String>>,
 }
 
 /// What was found in a pool beside what is known: what each replica says of itself, or why it can't be read.
@@ -56,6 +59,7 @@ pub type Search = BTreeMap<Key, Result<Superblock, String>>;
 #[derive(Debug, Default)]
 pub struct Keeper {
     pool: Option<Pool>,
+    copies: Copies,
 }
 
 impl Keeper {
@@ -66,8 +70,9 @@ impl Keeper {
         boot: &str,
         opener: &Opener,
         work: &BTreeMap<Key, Work>,
+        copies: &BTreeMap<CopyKey, CopyWish>,
     ) -> Result<PoolReport, String> {
-        self.try_look(spec, boot, opener, work)
+        self.try_look(spec, boot, opener, work, copies)
             .map_err(|error| error.to_string())
     }
 
@@ -77,6 +82,7 @@ impl Keeper {
         boot: &str,
         opener: &Opener,
         work: &BTreeMap<Key, Work>,
+        copies: &BTreeMap<CopyKey, CopyWish>,
     ) -> Result<PoolReport, PoolError> {
         let moved = |pool: &Pool| pool.path() != spec.path || !pool.is_in_place();
         if self.pool.as_ref().is_some_and(moved) {
@@ -110,7 +116,13 @@ impl Keeper {
                 (*key, done)
             })
             .collect();
+        let copies = if elsewhere {
+            BTreeMap::new()
+        } else {
+            self.copies.look(pool.path(), copies)
+        };
         let report = PoolReport {
+            copies,
             id: pool.id(),
             cache: pool.cache(boot),
             usage,

@@ -13,6 +13,8 @@ use stor_proto::satellite as proto;
 pub(super) fn begin(current: &proto::Desired, message: &proto::Desired) -> proto::Desired {
     let mut kept = current.clone();
     kept.kept = None;
+    // What is not mentioned is not touched.
+    kept.snapshots.clear();
     for replica in &mut kept.replicas {
         // Nothing is made or deleted on the word of a history that has ended.
         replica.create = false;

@@ -6,6 +6,7 @@
 //! can be seen, and the difference is worked off again.
 
 pub mod ask;
+pub mod copies;
 pub mod desired;
 pub mod dial;
 pub mod durable;

@@ -225,6 +225,7 @@ impl Node {
                 .map(|desired| desired.history.clone())
                 .unwrap_or_default(),
             searched: self.storage.is_searched(),
+            snapshots: self.storage.snapshot_copies(),
         };
         let known = self.status.borrow().clone();
         let news = known
@@ -307,6 +308,9 @@ fn without_numbers(status: &proto::Status) -> proto::Status {
     }
     for replica in &mut status.replicas {
         replica.allocated_bytes = 0;
+    }
+    for copy in &mut status.snapshots {
+        (copy.allocated_bytes, copy.own_bytes) = (0, 0);
     }
     for engine in &mut status.engines {
         engine.counters = None;

@@ -8,7 +8,7 @@ use stor_proto::satellite as proto;
 use stor_replication::catalogue::{
     Change, EjectReason, MAX_REPLICAS, Member, MemberState, Refusal, VolumeRow, decide,
 };
-use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, SnapshotId, View, VolumeId};
 use stor_replication::range::{MAX_VOLUME, SECTOR};
 use stor_right::SignedRight;
 use thiserror::Error;
@@ -79,6 +79,11 @@ pub enum RowError {
 /// Reads a volume's id.
 pub fn volume_id(text: &str) -> Result<VolumeId, RowError> {
     uuid("volume id", text).map(VolumeId)
+}
+
+/// Reads a snapshot's id.
+pub fn snapshot_id(text: &str) -> Result<SnapshotId, RowError> {
+    uuid("snapshot id", text).map(SnapshotId)
 }
 
 /// Reads a lineage.
@@ -199,6 +204,27 @@ pub fn change_message(volume: VolumeId, change: &Change) -> Result<proto::Change
             expect_config: expect.config.0,
             replica: member.0,
         }),
+        Change::SnapshotReady {
+            expect,
+            snapshot,
+            members,
+        } => Message::SnapshotReady(proto::SnapshotReady {
+            expect_epoch: expect.epoch.0,
+            expect_config: expect.config.0,
+            snapshot_id: snapshot.to_string(),
+            replicas: members.iter().map(|replica| replica.0).collect(),
+        }),
+        Change::SnapshotFailed {
+            expect,
+            snapshot,
+            why,
+            replica,
+        } => Message::SnapshotFailed(proto::SnapshotFailed {
+            expect_epoch: expect.0,
+            snapshot_id: snapshot.to_string(),
+            why: why.to_string(),
+            replica: replica.map(|replica| replica.0),
+        }),
         // Only controllers attach.
         Change::Attach { .. } => {
             return Err(RowError::Unknown {
@@ -229,12 +255,15 @@ pub fn refusal(row: &VolumeRow, change: &Change) -> Refusal {
 
 fn expected_view(row: &VolumeRow, change: &Change) -> View {
     match change {
-        Change::Remove { expect, .. } | Change::Add { expect, .. } => *expect,
-        Change::Attach { expect, .. } | Change::Restart { expect, .. } | Change::Detach { expect, .. } => {
-            View {
-                epoch: *expect,
-                config: row.view.config,
-            }
+        Change::Remove { expect, .. } | Change::Add { expect, .. } | Change::SnapshotReady { expect, .. } => {
+            *expect
         }
+        Change::Attach { expect, .. }
+        | Change::Restart { expect, .. }
+        | Change::Detach { expect, .. }
+        | Change::SnapshotFailed { expect, .. } => View {
+            epoch: *expect,
+            config: row.view.config,
+        },
     }
 }

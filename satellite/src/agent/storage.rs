@@ -10,15 +10,17 @@ use std::time::Duration;
 
 use stor_proto::satellite as proto;
 use stor_replication::disk::Superblock;
-use stor_replication::ids::{ReplicaId, VolumeId};
+use stor_replication::ids::{ReplicaId, SnapshotId, VolumeId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::copies::{CopyKey, CopyWish, Found, WantedCopy};
 use super::desired::{Desired, WantedReplica, Wish};
 use super::keeper::{Keeper, PoolReport, Search, Work};
 use super::known::{Known, KnownChange, KnownError, KnownPool};
 use crate::pool::replica::ReplicaFiles;
 use crate::pool::{Opener, PoolSpec};
+use crate::replicas::snapshot;
 use crate::replicas::{About, ReplicaReport, ReplicaSpec, ReplicaState, Server};
 
 /// Between looks at the fill of a pool.
@@ -108,6 +110,7 @@ impl Storage {
         }
         self.deleted.retain(|key| desired.replicas.contains_key(key));
         // What is served is told below.
+        self.allow_copies();
         self.let_go();
         for (name, spec) in &desired.pools {
             let slot = self
@@ -153,7 +156,7 @@ impl Storage {
 
     /// Starts the job of a pool, or notes that it has to run again.
     fn start(&mut self, name: &str) {
-        let work = self.work(name);
+        let (work, copies) = (self.work(name), self.copies(name));
         let opener = Opener {
             node: self.node.clone(),
             known: None,
@@ -183,7 +186,7 @@ impl Storage {
                 keeper.retire();
                 Outcome::Retired
             } else {
-                let looked = keeper.look(&spec, &boot, &opener, &work);
+                let looked = keeper.look(&spec, &boot, &opener, &work, &copies);
                 let search = known.and_then(|known| keeper.search(&known));
                 Outcome::Looked(looked, search)
             };
@@ -214,6 +217,29 @@ impl Storage {
                 Wish::Delete => Some((*key, Work::Delete)),
             })
             .collect()
+    }
+
+    /// What is to be done about copies for snapshots in a pool. One that the server may still make is not removed.
+    fn copies(&self, pool: &str) -> BTreeMap<CopyKey, CopyWish> {
+        let makes = |key: &CopyKey| {
+            self.reports.iter().any(|report| {
+                (report.volume, report.replica) == (key.0, key.2) && report.snapshots.contains(&key.1)
+            })
+        };
+        self.desired
+            .copies
+            .iter()
+            .filter(|(_, copy)| copy.pool == pool)
+            .filter(|(key, copy)| copy.wish != CopyWish::Delete || !makes(key))
+            .map(|(key, copy)| (*key, copy.wish))
+            .collect()
+    }
+
+    /// Tells the server of which snapshots it may make copies.
+    fn allow_copies(&mut self) {
+        for (key, spec) in &mut self.specs {
+            spec.snapshots = allowed(&self.desired, *key);
+        }
     }
 
     /// Takes what a job found.
@@ -302,6 +328,11 @@ impl Storage {
             size: wanted.size,
             lineage: wanted.lineage,
             create,
+            source: wanted.source.filter(|_| create.is_some()).map(|source| {
+                let data = ReplicaFiles::of(pool, source.volume, source.replica).data;
+                snapshot::path_of(&data, source.snapshot, source.replica)
+            }),
+            snapshots: allowed(&self.desired, key),
             cache: report.cache,
         }
     }
@@ -421,6 +452,19 @@ impl Storage {
             .collect()
     }
 
+    /// What is told of copies for snapshots.
+    pub fn snapshot_copies(&self) -> Vec<proto::SnapshotCopyStatus> {
+        let found = |key: &CopyKey, copy: &WantedCopy| {
+            let report = self.pools.get(&copy.pool)?.last.as_ref()?.as_ref().ok()?;
+            report.copies.get(key)
+        };
+        self.desired
+            .copies
+            .iter()
+            .filter_map(|(key, copy)| Some(copy_status(*key, copy.wish, found(key, copy)?)))
+            .collect()
+    }
+
     /// What is told of the replicas.
     pub fn replicas(&self) -> Vec<proto::ReplicaStatus> {
         let reports: BTreeMap<_, _> = self
@@ -508,6 +552,46 @@ impl Storage {
             Ok(report) => report.replicas.get(&key)?.clone().err(),
         }
     }
+}
+
+/// Snapshots of which a copy of this replica may be made.
+fn allowed(desired: &Desired, (volume, replica): Key) -> BTreeSet<SnapshotId> {
+    desired
+        .copies
+        .iter()
+        .filter(|(key, copy)| (key.0, key.2) == (volume, replica) && copy.wish == CopyWish::Make)
+        .map(|(key, _)| key.1)
+        .collect()
+}
+
+fn copy_status(
+    (volume, snapshot, replica): CopyKey,
+    wish: CopyWish,
+    found: &Result<Found, String>,
+) -> proto::SnapshotCopyStatus {
+    use proto::SnapshotCopyState as Told;
+    let mut status = proto::SnapshotCopyStatus {
+        volume_id: volume.to_string(),
+        snapshot_id: snapshot.to_string(),
+        replica: replica.0,
+        ..Default::default()
+    };
+    let state = match (found, wish) {
+        (Ok(Found::There(space)), _) => {
+            (status.allocated_bytes, status.own_bytes) = (space.allocated, space.own);
+            Told::There
+        }
+        (Ok(Found::Missing), CopyWish::Keep) => Told::Missing,
+        // Of one that was removed, and is to be kept or made again for all that the last look knew: nothing yet.
+        (Ok(Found::Deleted), CopyWish::Delete) => Told::Deleted,
+        (Ok(Found::Missing | Found::Deleted), _) => Told::Unspecified,
+        (Err(error), _) => {
+            status.error.clone_from(error);
+            Told::Failed
+        }
+    };
+    status.state = state.into();
+    status
 }
 
 fn told(about: &About, pool: &str) -> proto::Stored {

@@ -164,6 +164,7 @@ impl Shell {
         }
         let mut completions = Vec::new();
         self.step(Event::Tick);
+        self.step(Event::Snapshot(self.config.snapshot));
         loop {
             self.settle();
             match self.engine.state(now()) {
@@ -358,6 +359,7 @@ impl Shell {
                 let row = config.row.clone();
                 self.config = config;
                 self.step(Event::Row(row));
+                self.step(Event::Snapshot(self.config.snapshot));
             }
             ToEngine::Outcome { id, row, refusal } => {
                 self.agent.settled(id);
@@ -406,7 +408,11 @@ impl Shell {
                 flushes: c.flushes,
                 resynced_bytes: c.resynced_bytes,
                 repaired_bytes: c.repaired_bytes,
+                snapshots: c.snapshots,
+                held_last_us: c.held_last_us,
+                held_longest_us: c.held_longest_us,
             },
+            snapshot: self.engine.snapshot(),
         }
     }
 

@@ -6,13 +6,15 @@ use std::io;
 
 use stor_replication::extents::Extent;
 use stor_replication::ids::ConnId;
-use stor_replication::replica::{DiskError, Event};
+use stor_replication::replica::{DiskError, Event, SnapshotError};
 use stor_replication::right::Authorised;
 use stor_replication::wire::Header;
 
 use super::extents;
 use super::pre_sync::{self, Next, Taken};
+use super::serve::Copying;
 use super::server::{Key, Loop, Slot, pool_of};
+use super::snapshot;
 use crate::data::Data;
 
 /// Stack of a thread on an errand: it does little.
@@ -25,6 +27,8 @@ const MAX_HELD: usize = 16;
 pub(super) enum Done {
     /// Extents of an operation's range.
     Found(u64, Vec<Extent>),
+    /// A copy for a snapshot could be made, or was made, or not.
+    Snapshot(u64, Result<(), SnapshotError>),
     /// The present state was kept, or not.
     Taken(io::Result<Taken>),
     /// What was kept is gone.
@@ -79,6 +83,11 @@ impl Loop<'_> {
                 served.looked();
                 self.step(key, Event::ExtentsFound { op, extents });
             }
+            Done::Snapshot(op, result) => {
+                served.snapshot_over();
+                self.stir();
+                self.step(key, Event::SnapshotDone { op, result });
+            }
             Done::Taken(outcome) => {
                 // Of an attempt that failed something may be left.
                 let there = matches!(outcome, Ok(Taken::Yes) | Err(_));
@@ -121,6 +130,33 @@ impl Loop<'_> {
                 Some(Err(_)) | None => nothing(),
             },
             move |_| nothing(),
+        );
+    }
+
+    /// Has a replica's next copy for a snapshot made. Only of one that the agent has told of: it may be about to
+    /// remove the files of any other.
+    pub(super) fn copy(&mut self, key: Key) {
+        let Some(Slot::Served(served)) = self.slots.get_mut(&key) else {
+            return;
+        };
+        let Some((op, snapshot, what)) = served.next_snapshot() else {
+            return;
+        };
+        let known = served.spec.snapshots.contains(&snapshot);
+        let data = served.spec.data.clone();
+        let copy = snapshot::path_of(&data, snapshot, key.1);
+        self.stir();
+        self.send_out(
+            key,
+            move || {
+                let result = match what {
+                    _ if !known => Err(SnapshotError::Unknown),
+                    Copying::May => snapshot::may(&data, &copy),
+                    Copying::Make => snapshot::take(&data, &copy),
+                };
+                Done::Snapshot(op, result)
+            },
+            move |_| Done::Snapshot(op, Err(SnapshotError::Failed)),
         );
     }
 
@@ -200,6 +236,7 @@ pub(super) fn says_full(event: &Event<Data>) -> bool {
         | Event::Open { .. }
         | Event::Gone { .. }
         | Event::ExtentsFound { .. }
+        | Event::SnapshotDone { .. }
         | Event::Tick => None,
     };
     error == Some(&DiskError::NoSpace)

@@ -7,7 +7,9 @@ mod open;
 mod pre_sync;
 mod serve;
 mod server;
+pub(crate) mod snapshot;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -20,7 +22,7 @@ use thiserror::Error;
 
 pub(crate) use pre_sync::paths_of as pre_sync_files;
 use stor_replication::disk::Superblock;
-use stor_replication::ids::{CacheId, Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_replication::ids::{CacheId, Epoch, Lineage, ReplicaId, SnapshotId, View, VolumeId};
 use stor_right::Keyring;
 
 /// A replica to serve.
@@ -41,8 +43,12 @@ pub struct ReplicaSpec {
     /// Make it if its files are not there. `Some(true)`: as an (empty) member of the in-sync set;
     /// `Some(false)`: as one that needs everything. `None`: absence is [`ReplicaState::Missing`].
     pub create: Option<bool>,
+    /// What its data begin as, if it is to be made: a copy of a snapshot in the same pool.
+    pub source: Option<PathBuf>,
     /// Identity of the volatile state under its pool.
     pub cache: CacheId,
+    /// Snapshots of which a copy may be made now.
+    pub snapshots: BTreeSet<SnapshotId>,
 }
 
 /// Whether a replica can be used.
@@ -71,6 +77,8 @@ pub struct ReplicaReport {
     pub stored: View,
     /// What else it says of itself, while it is served.
     pub about: Option<About>,
+    /// Snapshots of which a copy may be made or is being made: nobody else may touch those files.
+    pub snapshots: BTreeSet<SnapshotId>,
 }
 
 /// What a replica's superblock says of it, beside the view.

@@ -16,7 +16,7 @@ use stor_replication::replica::{LoadError, Replica};
 use stor_replication::time::Time;
 use thiserror::Error;
 
-use super::{ReplicaSpec, pre_sync};
+use super::{ReplicaSpec, pre_sync, snapshot};
 use crate::data::Data;
 
 /// Why a replica can't be served.
@@ -112,8 +112,15 @@ pub(super) fn make_if_asked(spec: &ReplicaSpec) -> Result<(), OpenError> {
         remove(leftover)?;
     }
     pre_sync::drop_all(&spec.data).map_err(at("remove", &pre_sync::path_of(&spec.data)))?;
-    let made = file::open_data(&data, OpenData::Create { size: spec.size })?;
-    rustix::fs::fsync(&made.fd).map_err(|error| at("flush", &data)(error.into()))?;
+    match &spec.source {
+        None => {
+            let made = file::open_data(&data, OpenData::Create { size: spec.size })?;
+            rustix::fs::fsync(&made.fd).map_err(|error| at("flush", &data)(error.into()))?;
+        }
+        Some(copy) => {
+            snapshot::restore(copy, &data, spec.size).map_err(at("make it from the snapshot", copy))?;
+        }
+    }
     make_meta(spec, &meta, in_sync).map_err(at("make", &meta))?;
     fs::rename(&data, &spec.data).map_err(at("name", &spec.data))?;
     sync_parent(&spec.data)?;

@@ -5,7 +5,7 @@ use std::io;
 
 use stor_device::{BufPool, Completion, Fd, Outcome, Reactor, Shared, Sync};
 use stor_replication::disk::PAGE;
-use stor_replication::ids::ConnId;
+use stor_replication::ids::{ConnId, SnapshotId};
 use stor_replication::range::ByteRange;
 use stor_replication::replica::{Command, DiskAction, DiskError, Event, Replica, StoredPage};
 use stor_replication::right::Authorised;
@@ -60,10 +60,22 @@ pub(super) struct Served {
     /// Questions for extents: the first is being looked into if `looking`.
     looks: VecDeque<(u64, ByteRange)>,
     looking: bool,
+    /// Copies for snapshots to be made, or asked about: the first is being done if `copying`.
+    snapshots: VecDeque<(u64, SnapshotId, Copying)>,
+    copying: bool,
     /// What it held before it is brought up to date.
     keeper: Keeper,
     /// Engines that wait for that to be kept.
     pub(super) held: Vec<(ConnId, Header, Authorised)>,
+}
+
+/// What is asked about a copy for a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Copying {
+    /// Whether it could be made.
+    May,
+    /// To make it.
+    Make,
 }
 
 /// What a step asks of the server.
@@ -101,6 +113,8 @@ impl Served {
             commands: Vec::new(),
             looks: VecDeque::new(),
             looking: false,
+            snapshots: VecDeque::new(),
+            copying: false,
             keeper: Keeper::new(pre_sync),
             held: Vec::new(),
         }
@@ -130,6 +144,29 @@ impl Served {
         self.looking = false;
         self.looks.pop_front();
         self.pending -= 1;
+    }
+
+    /// The next copy to be made or asked about, one at a time.
+    pub(super) fn next_snapshot(&mut self) -> Option<(u64, SnapshotId, Copying)> {
+        if self.copying {
+            return None;
+        }
+        let next = *self.snapshots.front()?;
+        self.copying = true;
+        Some(next)
+    }
+
+    /// That is over.
+    pub(super) fn snapshot_over(&mut self) {
+        self.copying = false;
+        self.snapshots.pop_front();
+        self.pending -= 1;
+    }
+
+    /// Snapshots whose files may be written to: those that may be made, and those under way.
+    pub(super) fn snapshots(&self) -> BTreeSet<SnapshotId> {
+        let under_way = self.snapshots.iter().map(|(_, snapshot, _)| *snapshot);
+        self.spec.snapshots.iter().copied().chain(under_way).collect()
     }
 
     /// What to do about what it held before, and that it is being done.
@@ -222,6 +259,8 @@ impl Served {
                 reactor.read_at(self.data, pool.take(len), range.offset, len, token);
             }
             DiskAction::Extents { range } => self.looks.push_back((op, range)),
+            DiskAction::MaySnapshot(snapshot) => self.snapshots.push_back((op, snapshot, Copying::May)),
+            DiskAction::Snapshot(snapshot) => self.snapshots.push_back((op, snapshot, Copying::Make)),
             DiskAction::Flush => {
                 let token = tokens.token(Work::Sync { op });
                 reactor.datasync(self.data, token);

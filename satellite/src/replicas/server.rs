@@ -403,7 +403,13 @@ impl Loop<'_> {
             self.drop_conn(conn, "another connection took its place");
         }
         self.look(key);
+        self.copy(key);
         self.tend_pre_sync(key);
+    }
+
+    /// There is something new to report.
+    pub(super) fn stir(&mut self) {
+        self.changed = true;
     }
 
     pub(super) fn drop_conn(&mut self, id: ConnId, why: &str) {
@@ -477,6 +483,11 @@ impl Loop<'_> {
                     self.slots.remove(&key);
                 }
                 Some(Slot::Making) | None => {}
+            }
+        }
+        for (key, slot) in &mut self.slots {
+            if let (Slot::Served(served), Some(spec)) = (slot, self.wanted.get(key)) {
+                served.spec.snapshots.clone_from(&spec.snapshots);
             }
         }
         // A spec that changed (an unmade replica that is to be made now) is tried again at once.
@@ -619,6 +630,10 @@ fn report(key: Key, slot: &Slot) -> ReplicaReport {
         state,
         stored: superblock.map_or(View::default(), |superblock| superblock.view),
         about: superblock.map(About::from),
+        snapshots: match slot {
+            Slot::Served(served) => served.snapshots(),
+            Slot::Making | Slot::Failed { .. } => BTreeSet::new(),
+        },
     }
 }
 

@@ -37,6 +37,10 @@ impl Apply<'_> {
             Some(_) => {}
         }
         let row = decide(&volume.row, change).map_err(|refusal| refused(&volume, refusal))?;
+        if let Change::SnapshotReady { snapshot, .. } | Change::SnapshotFailed { snapshot, .. } = change {
+            let snapshot = *snapshot;
+            return Err(refused(&volume, Refusal::NoSuchSnapshot { snapshot }).into());
+        }
         if self.dry {
             return Ok(Outcome::Changed);
         }
@@ -235,7 +239,7 @@ impl Apply<'_> {
         let name = &before.name;
         let node_of = |replica: &ReplicaId| row.replicas.get(replica).map_or("?", |m| m.node.as_str());
         match change {
-            Change::Attach { .. } => {}
+            Change::Attach { .. } | Change::SnapshotReady { .. } | Change::SnapshotFailed { .. } => {}
             Change::Restart { owner, .. } => {
                 let message = format!("The engine of volume {name} on node {owner} was restarted.");
                 self.event(Weight::Warning, "engine-restarted", &object, &message)

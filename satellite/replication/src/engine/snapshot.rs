@@ -16,6 +16,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::io::Io;
 use super::message::{Message, Purpose};
 use super::{Command, Engine, Phase};
@@ -32,7 +34,7 @@ pub const GATE: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What the catalogue wants made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SnapshotAsk {
     /// Which.
     pub snapshot: SnapshotId,
@@ -41,7 +43,8 @@ pub struct SnapshotAsk {
 }
 
 /// How far an attempt is, for reports.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SnapshotStage {
     /// Waits for members to be there and equal; writes go on.
     Waiting,

@@ -26,6 +26,7 @@ fn desired(pool: &Path, key: Key, wish: Wish) -> Desired {
         size: 1 << 20,
         lineage: Lineage::default(),
         wish,
+        source: None,
     };
     Desired {
         pools: BTreeMap::from([("sp01".to_owned(), spec)]),

@@ -207,6 +207,7 @@ impl VolumeTask {
             addresses: volume.addresses.clone(),
             transport,
             read_only: engine.read_only,
+            snapshot: engine.snapshot,
             right: volume.right.clone(),
         };
         if running.configured.as_ref() == Some(&config) {

@@ -1,6 +1,7 @@
 //! What is told to the controllers about one volume's engine.
 
 use stor_proto::satellite as proto;
+use stor_replication::engine::SnapshotStage;
 
 use super::super::plan::{Device, Goal};
 use super::VolumeTask;
@@ -22,6 +23,7 @@ pub(super) fn status(task: &VolumeTask) -> Option<proto::EngineStatus> {
         (None, None) => 0,
     };
     let report = task.running.as_ref().and_then(|running| running.report.as_ref());
+    let snapshot = report.and_then(|report| report.snapshot);
     Some(proto::EngineStatus {
         volume_id: task.volume.to_string(),
         epoch,
@@ -46,7 +48,18 @@ pub(super) fn status(task: &VolumeTask) -> Option<proto::EngineStatus> {
         }
         .to_owned(),
         read_only: task.engine.as_ref().is_some_and(|engine| engine.read_only),
+        snapshot_id: snapshot.map(|(id, _)| id.to_string()).unwrap_or_default(),
+        snapshot_stage: snapshot.map_or("", |(_, stage)| stage_word(stage)).to_owned(),
     })
+}
+
+fn stage_word(stage: SnapshotStage) -> &'static str {
+    match stage {
+        SnapshotStage::Waiting => "waiting",
+        SnapshotStage::Holding => "holding",
+        SnapshotStage::Held => "held",
+        SnapshotStage::Making => "making",
+    }
 }
 
 fn state(task: &VolumeTask, goal: Goal) -> Option<(proto::EngineState, String)> {
@@ -163,5 +176,8 @@ fn counters(report: &Report) -> proto::EngineCounters {
         flushes: counters.flushes,
         resynced_bytes: counters.resynced_bytes,
         repaired_bytes: counters.repaired_bytes,
+        snapshots: counters.snapshots,
+        held_last_us: counters.held_last_us,
+        held_longest_us: counters.held_longest_us,
     }
 }
