@@ -271,6 +271,7 @@ impl World {
             addresses: Vec::new(),
         };
         let engine = WantedEngine {
+            snapshot: None,
             transport: self.transport,
             read_only: self.read_only,
             stop,

@@ -165,6 +165,7 @@ impl Engine {
                 .collect(),
             transport: Transport::Socket { path: socket.clone() },
             read_only: false,
+            snapshot: None,
             right,
         };
         let mut engine = Self {
