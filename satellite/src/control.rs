@@ -27,6 +27,11 @@ pub enum Transport {
         /// Where the engine listens.
         path: PathBuf,
     },
+    /// The same, with the kernel as the only client.
+    Nbd {
+        /// Where the engine listens.
+        path: PathBuf,
+    },
     /// FUSE requests on the descriptor handed over at the engine's start (`--fuse-fd`).
     Fuse,
     /// No device: the engine only heals.

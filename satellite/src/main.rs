@@ -78,7 +78,7 @@ struct Run {
     /// Directory for the names of devices.
     #[arg(long, value_name = "DIR", default_value = "/dev/stor")]
     device_dir: PathBuf,
-    /// Use only these transports: fuse, socket.
+    /// Use only these transports: nbd, fuse, socket.
     #[arg(long, value_name = "LIST", value_parser = transport_list)]
     transports: Option<TransportList>,
 }

@@ -22,7 +22,7 @@ use crate::cluster::{Cluster, Look};
 use crate::show;
 
 /// Ways to serve a device, best first.
-const TRANSPORTS: [&str; 2] = ["fuse", "socket"];
+const TRANSPORTS: [&str; 3] = ["nbd", "fuse", "socket"];
 const NODE_OFFLINE: &str = "node-offline";
 /// Views that moved between looking and proposing before an attach is given up.
 const ATTEMPTS: u32 = 8;
@@ -36,7 +36,7 @@ pub(super) fn check_transport(transport: &str) -> Result<(), Failure> {
     let given: String = transport.chars().take(40).collect();
     Err(Failure::invalid(format!(
         "{given:?} is not a transport; there are {}",
-        TRANSPORTS.join(" and ")
+        TRANSPORTS.join(", ")
     )))
 }
 

@@ -1,7 +1,7 @@
 //! The system calls of Stor's data path behind a safe interface.
 //!
 //! This is the only crate of the workspace in which `unsafe` may stand, so that everything above it (engine,
-//! replica server, transports) is plain safe Rust. It knows files, sockets, loop and FUSE devices; it knows
+//! replica server, transports) is plain safe Rust. It knows files, sockets, loop, nbd and FUSE devices; it knows
 //! nothing about volumes, replicas or protocols.
 
 pub mod blockdev;
@@ -11,6 +11,8 @@ pub mod extent_map;
 pub mod file;
 pub mod fusemount;
 pub mod loopdev;
+pub mod nbddev;
+mod netlink;
 pub mod process;
 pub mod reactor;
 pub mod scm;

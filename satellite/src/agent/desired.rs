@@ -112,6 +112,8 @@ pub struct WantedEngine {
 /// See [`crate::control::Transport`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TransportKind {
+    /// A device of the kernel's nbd driver.
+    Nbd,
     /// FUSE file and loop device.
     Fuse,
     /// NBD on a unix socket.
@@ -193,6 +195,7 @@ fn wanted_replica(from: proto::Replica) -> Result<WantedReplica, RowError> {
 
 fn wanted_engine(from: proto::Engine) -> Result<WantedEngine, RowError> {
     let transport = match from.transport.as_str() {
+        "nbd" => TransportKind::Nbd,
         "fuse" => TransportKind::Fuse,
         "socket" => TransportKind::Socket,
         "none" => TransportKind::None,

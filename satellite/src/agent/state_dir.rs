@@ -163,6 +163,11 @@ impl StateDir {
 }
 
 impl Paths {
+    /// The state directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The desired state.
     pub fn desired(&self) -> PathBuf {
         self.root.join("desired")

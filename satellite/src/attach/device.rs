@@ -1,5 +1,5 @@
-//! What the task of a volume needs of the kernel: a FUSE mount, a loop device on the file in it, and the
-//! name `/dev/stor/<volume>`.
+//! What the task of a volume needs of the kernel: a FUSE mount and a loop device on the file in it, or an nbd
+//! device; and the name `/dev/stor/<volume>`.
 //!
 //! Every call blocks, possibly for long (a loop device is detached only when what was written to it has
 //! been written), so that they run on threads made for that.
@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use stor_replication::ids::VolumeId;
 use thiserror::Error;
+use tokio::sync::broadcast;
 
 /// Why a device could not be made or taken away.
 #[derive(Debug, Error)]
@@ -33,7 +34,28 @@ pub enum Found {
         /// Writes to it are refused.
         read_only: bool,
     },
+    /// An nbd device. Whether its sockets live is not known.
+    Nbd {
+        /// Its number.
+        index: u32,
+        /// Writes to it are refused.
+        read_only: bool,
+    },
 }
+
+/// What an nbd device is to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NbdWish {
+    /// The volume's name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+/// Stands for every nbd device, in [`Devices::links`].
+pub const ALL_NBD: u32 = u32::MAX;
 
 /// The kernel's side of volumes.
 pub trait Devices: Send + Sync + std::fmt::Debug {
@@ -48,7 +70,15 @@ pub trait Devices: Send + Sync + std::fmt::Debug {
     /// it again finds what is there.
     fn attach(&self, volume: VolumeId, name: &str, read_only: bool) -> Result<PathBuf, DeviceError>;
 
-    /// Takes name, loop device and mount away. Without `force` a device that is used stays; with it the
+    /// Connects an nbd device to the volume's engine, anew if it was connected to an earlier one, and puts the name on
+    /// it. Returns the name, and the device's number.
+    fn connect(&self, volume: VolumeId, wish: &NbdWish) -> Result<(PathBuf, u32), DeviceError>;
+
+    /// Numbers of nbd devices that lose a connection, from now on; [`ALL_NBD`]: any may have. `None`: there are no
+    /// such devices here.
+    fn links(&self) -> Option<broadcast::Receiver<u32>>;
+
+    /// Takes name, loop or nbd device and mount away. Without `force` a device that is used stays; with it the
     /// engine is gone for good, and what is still open fails with I/O errors.
     fn take_down(&self, volume: VolumeId, name: &str, force: bool) -> Result<(), DeviceError>;
 

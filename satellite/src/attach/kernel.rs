@@ -4,11 +4,12 @@
 //! STATE/fuse/<volume>/          FUSE mount; its connection is the engine's and the agent's
 //! STATE/fuse/<volume>/volume    the volume as a file
 //! /dev/loopN                    on that file, direct I/O, blocks of 4096 bytes
-//! DEVICE_DIR/<name>             symbolic link to /dev/loopN
+//! /dev/nbdN                     transport nbd, see [`super::nbd`]
+//! DEVICE_DIR/<name>             symbolic link to /dev/loopN or /dev/nbdN
 //! ```
 //!
-//! A link is replaced or removed only when it is surely ours: it points to a loop device on our file, or to
-//! one that is on no file at all.
+//! A link is replaced or removed only when it is surely ours: it points to a device on our file or of our nbd
+//! server, or to one that is on nothing at all.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
@@ -21,20 +22,22 @@ use stor_device::loopdev::{self, AttachOptions, DetachError, Detached, LoopDevic
 use stor_replication::ids::VolumeId;
 use uuid::Uuid;
 
-use super::device::{DeviceError, Devices, Found};
+use tokio::sync::broadcast;
+
+use super::device::{DeviceError, Devices, Found, NbdWish};
+use super::nbd::NbdDevices;
+use super::users::users;
 use crate::agent::state_dir::Paths;
 
 /// The file in the FUSE mount.
 const FILE: &str = "volume";
-
-/// The most users of a device that are named.
-const NAMED: usize = 4;
 
 /// See the head of this file.
 #[derive(Debug)]
 pub struct KernelDevices {
     paths: Paths,
     directory: PathBuf,
+    nbd: NbdDevices,
 }
 
 fn failed(doing: &str, path: &Path, error: impl std::fmt::Display) -> DeviceError {
@@ -44,7 +47,12 @@ fn failed(doing: &str, path: &Path, error: impl std::fmt::Display) -> DeviceErro
 impl KernelDevices {
     /// `directory`: where the names of devices go.
     pub fn new(paths: Paths, directory: PathBuf) -> Self {
-        Self { paths, directory }
+        let nbd = NbdDevices::new(paths.clone());
+        Self {
+            paths,
+            directory,
+            nbd,
+        }
     }
 
     fn file(&self, volume: VolumeId) -> PathBuf {
@@ -127,15 +135,14 @@ impl KernelDevices {
     }
 
     /// Removes the links to devices that are no more, under whatever name: the volume's may not be known.
-    fn unlink_all(&self, devices: &[LoopDevice]) -> Result<(), DeviceError> {
+    fn unlink_all(&self, devices: &[PathBuf]) -> Result<(), DeviceError> {
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(failed("list", &self.directory, error)),
         };
         for link in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-            let points_here =
-                fs::read_link(&link).is_ok_and(|target| devices.iter().any(|one| one.path == target));
+            let points_here = fs::read_link(&link).is_ok_and(|target| devices.contains(&target));
             if points_here {
                 fs::remove_file(&link).map_err(|error| failed("remove", &link, error))?;
             }
@@ -152,9 +159,14 @@ impl KernelDevices {
             }
             Err(error) => return Err(failed("look at", link, error)),
         };
-        let number = target
-            .to_str()
-            .and_then(|target| target.strip_prefix("/dev/loop")?.parse::<u32>().ok());
+        let number_after = |prefix| target.to_str()?.strip_prefix(prefix)?.parse::<u32>().ok();
+        if let Some(index) = number_after("/dev/nbd") {
+            return Ok(match self.nbd.owner(volume, index)? {
+                Some(other) => Owner::Other(format!("a link to {}, which is {other}", target.display())),
+                None => Owner::Us,
+            });
+        }
+        let number = number_after("/dev/loop");
         let Some(number) = number else {
             return Ok(Owner::Other(format!("a link to {}", target.display())));
         };
@@ -181,6 +193,12 @@ enum Owner {
 
 impl Devices for KernelDevices {
     fn find(&self, volume: VolumeId) -> Result<Found, DeviceError> {
+        if let Some(device) = self.nbd.find(volume)?.first() {
+            return Ok(Found::Nbd {
+                index: device.index,
+                read_only: device.read_only,
+            });
+        }
         // A loop device may be left of a mount that is gone.
         match self.loops(volume)?.into_iter().next() {
             Some(device) => {
@@ -219,7 +237,19 @@ impl Devices for KernelDevices {
         self.link(volume, name, &device.path)
     }
 
+    fn connect(&self, volume: VolumeId, wish: &NbdWish) -> Result<(PathBuf, u32), DeviceError> {
+        // As in `attach`.
+        self.link_path(&wish.name)?;
+        let device = self.nbd.connect(volume, wish)?;
+        Ok((self.link(volume, &wish.name, &device.path())?, device.index))
+    }
+
+    fn links(&self) -> Option<broadcast::Receiver<u32>> {
+        self.nbd.links()
+    }
+
     fn take_down(&self, volume: VolumeId, name: &str, force: bool) -> Result<(), DeviceError> {
+        let mut gone = self.nbd.take_down(volume, force)?;
         let devices = self.loops(volume)?;
         for device in &devices {
             match loopdev::detach(device.number) {
@@ -227,13 +257,15 @@ impl Devices for KernelDevices {
                 // Its users have it open already and only get errors from now on.
                 Ok(Detached::WhenClosed) if force => {}
                 Ok(Detached::WhenClosed) | Err(DetachError::Busy { .. }) => {
-                    return Err(DeviceError::Busy(users(device)));
+                    let name = format!("loop{}", device.number);
+                    return Err(DeviceError::Busy(users(&name, &device.path)));
                 }
                 Err(error) => return Err(DeviceError::Failed(error.to_string())),
             }
         }
         self.unlink(volume, name)?;
-        self.unlink_all(&devices)?;
+        gone.extend(devices.into_iter().map(|device| device.path));
+        self.unlink_all(&gone)?;
         let at = self.paths.mount_point(volume);
         if self.is_mounted(volume)? {
             let how = if force { Unmount::Abort } else { Unmount::Now };
@@ -259,71 +291,7 @@ impl Devices for KernelDevices {
         Ok(names
             .filter_map(|name| Uuid::parse_str(&name).ok())
             .map(VolumeId)
+            .chain(self.nbd.leftovers()?)
             .collect())
     }
-}
-
-/// Who uses a loop device, for people.
-fn users(device: &LoopDevice) -> String {
-    let mut users = mounts(device.number);
-    let holders = fs::read_dir(format!("/sys/block/loop{}/holders", device.number));
-    users.extend(holders.into_iter().flatten().filter_map(|entry| {
-        let name = entry.ok()?.file_name().into_string().ok()?;
-        Some(format!("/dev/{name} is on it"))
-    }));
-    if users.is_empty() {
-        users = processes(&device.path);
-    }
-    if users.is_empty() {
-        return format!(
-            "{} is open somewhere, perhaps in a container",
-            device.path.display()
-        );
-    }
-    let more = match users.len().saturating_sub(NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    users.truncate(NAMED);
-    format!("{}: {}{more}", device.path.display(), users.join(", "))
-}
-
-fn mounts(number: u32) -> Vec<String> {
-    let wanted = format!("7:{number}");
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let place = |line: &str| {
-        let mut fields = line.split(' ');
-        (fields.nth(2)? == wanted).then(|| format!("mounted on {}", fields.nth(1).unwrap_or("?")))
-    };
-    mountinfo.lines().filter_map(place).collect()
-}
-
-/// Processes that have the device open. What cannot be looked at is left out: this only says more.
-fn processes(device: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let is_process = process
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.parse::<u32>().is_ok());
-        if !is_process {
-            continue;
-        }
-        let files = fs::read_dir(process.path().join("fd"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        if files
-            .into_iter()
-            .any(|file| fs::read_link(file.path()).is_ok_and(|target| target == device))
-        {
-            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.push(format!(
-                "open in {} (pid {})",
-                name.trim(),
-                process.file_name().to_string_lossy()
-            ));
-        }
-    }
-    found
 }

@@ -10,9 +10,11 @@ pub mod device;
 pub mod kernel;
 pub mod leftovers;
 pub mod link;
+mod nbd;
 pub mod plan;
 pub mod process;
 pub mod transports;
+mod users;
 mod volume;
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! serve:  new epoch if the present one was used → remove a device that does not fit → mount → spawn
-//!         → (engine serves) → attach
+//!         → (engine serves) → attach; an nbd device again whenever it has lost a connection
 //! stop:   take the device down → stop the engine → give the right up → rest
 //! none:   stop the engine, at once → drop the FUSE connection → take the device down → forget
 //! halt:   take the device down → stop the engine → rest (the right is kept)
@@ -82,9 +82,9 @@ pub enum Device {
     Unknown,
     /// Nothing is there.
     None,
-    /// The FUSE mount.
+    /// The FUSE mount; or an nbd device that is not, or not wholly, connected to the present engine.
     Mounted,
-    /// The loop device, too.
+    /// The loop device, too; or an nbd device that is connected.
     Attached,
 }
 
@@ -105,9 +105,13 @@ pub struct Facts {
     pub device: Device,
     /// The agent holds the FUSE connection.
     pub connection: bool,
-    /// Last epoch whose engine had that connection, if any had.
+    /// The device is one of nbd: it waits in the kernel for connections to an engine.
+    pub nbd: bool,
+    /// The engine answers I/O at this moment, be it with errors, and is not only known to have begun.
+    pub ready: bool,
+    /// Last epoch whose engine had that connection or that nbd device, if any had.
     pub connection_epoch: Option<Epoch>,
-    /// How the loop device was made, if there is one: whether writes are refused.
+    /// How the loop or nbd device was made, if there is one: whether writes are refused.
     pub loop_read_only: Option<bool>,
     /// Nothing is done with the device before: back-off after an error.
     pub device_not_before: Instant,
@@ -196,6 +200,7 @@ fn serve(facts: &Facts, access: Access, now: Instant) -> Step {
         Engine::Running { serving: true, .. } if fuse && facts.device == Device::Mounted => {
             with_device(facts, Step::Attach, now)
         }
+        Engine::Running { .. } if access.transport == TransportKind::Nbd => connect(facts, now),
         Engine::Running { .. } => Step::Rest(None),
         Engine::Absent { not_before } => {
             if row.owner.as_ref() != Some(&facts.node) {
@@ -223,9 +228,14 @@ fn serve(facts: &Facts, access: Access, now: Instant) -> Step {
 
 /// Whether an engine of the row's epoch may go on with what is there.
 fn fits(facts: &Facts, access: Access, row: &VolumeRow) -> bool {
-    let attached_so = access.transport == TransportKind::Fuse
-        && facts.loop_read_only.is_none_or(|is| is == access.read_only);
-    match (&facts.device, facts.connection) {
+    let kind = if facts.nbd {
+        TransportKind::Nbd
+    } else {
+        TransportKind::Fuse
+    };
+    let attached_so =
+        access.transport == kind && facts.loop_read_only.is_none_or(|is| is == access.read_only);
+    match (&facts.device, facts.connection || facts.nbd) {
         (Device::None, false) => true,
         // Either without the other is dead; nothing revives it.
         (Device::None, true) | (_, false) => false,
@@ -236,6 +246,15 @@ fn fits(facts: &Facts, access: Access, row: &VolumeRow) -> bool {
             .connection_epoch
             .is_none_or(|last| last.0.checked_add(1) == Some(row.view.epoch.0)),
     }
+}
+
+/// Gives an nbd device its connections. Not while I/O waits for replicas: the kernel would give them up for
+/// being slow, again and again, and send everything anew each time.
+fn connect(facts: &Facts, now: Instant) -> Step {
+    if facts.device == Device::Attached || !facts.ready {
+        return Step::Rest(None);
+    }
+    with_device(facts, Step::Attach, now)
 }
 
 fn remove(facts: &Facts, now: Instant) -> Step {
@@ -250,7 +269,10 @@ fn stop(facts: &Facts, access: Access, now: Instant) -> Step {
         return with_device(facts, Step::Find, now);
     }
     if facts.device != Device::None {
-        return match (&facts.engine, facts.connection) {
+        return match (&facts.engine, facts.connection || facts.nbd) {
+            (Engine::Running { stopping: None, .. }, _) if facts.nbd && facts.device == Device::Mounted => {
+                serve(facts, access, now)
+            }
             // What was written to the device and has not left the kernel needs an engine to go to.
             (Engine::Absent { .. }, true) => serve(facts, access, now),
             (Engine::Absent { .. }, false) => with_device(facts, Step::TakeDown { force: true }, now),
@@ -293,6 +315,10 @@ fn halt(facts: &Facts, now: Instant) -> Step {
         return with_device(facts, Step::Find, now);
     }
     if facts.device != Device::None && matches!(facts.engine, Engine::Running { .. }) {
+        if facts.nbd && facts.device == Device::Mounted {
+            // What was written to it has to reach the engine first.
+            return connect(facts, now);
+        }
         return with_device(facts, Step::TakeDown { force: false }, now);
     }
     if let Engine::Running { .. } = facts.engine {

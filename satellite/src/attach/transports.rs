@@ -8,9 +8,9 @@ use rustix::thread::CapabilitySet;
 use stor_proto::satellite as proto;
 
 /// The transports, in the order in which they are preferred.
-const ALL: [&str; 2] = ["fuse", "socket"];
+const ALL: [&str; 3] = ["nbd", "fuse", "socket"];
 
-/// A restriction of the command line (`--transports fuse,socket`); unknown names are refused.
+/// A restriction of the command line (`--transports nbd,socket`); unknown names are refused.
 pub fn parse(names: &str) -> Result<Vec<String>, String> {
     let names: Vec<_> = names
         .split(',')
@@ -35,6 +35,7 @@ pub fn probe(allowed: Option<&[String]>) -> Vec<proto::TransportProbe> {
                 name if switched_off(name) => {
                     Some(format!("add {name} to --transports of this node's satellite"))
                 }
+                "nbd" => nbd_remedy(),
                 "fuse" => fuse_remedy(),
                 _ => None,
             };
@@ -45,6 +46,14 @@ pub fn probe(allowed: Option<&[String]>) -> Vec<proto::TransportProbe> {
             }
         })
         .collect()
+}
+
+fn nbd_remedy() -> Option<String> {
+    let missing: Vec<_> = [privilege_remedy(), super::nbd::remedy()]
+        .into_iter()
+        .flatten()
+        .collect();
+    (!missing.is_empty()).then(|| missing.join("; "))
 }
 
 fn fuse_remedy() -> Option<String> {
@@ -65,7 +74,8 @@ fn privilege_remedy() -> Option<String> {
     let may_mount = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
     (!may_mount).then(|| {
-        "mounting is not allowed: run the satellite as root (in a container with --privileged)".to_owned()
+        "making devices is not allowed: run the satellite as root (in a container with --privileged)"
+            .to_owned()
     })
 }
 

@@ -18,17 +18,17 @@ use std::time::Duration;
 use stor_proto::satellite as proto;
 use stor_replication::catalogue::Change;
 use stor_replication::ids::{Epoch, VolumeId};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::device::DeviceError;
+use super::device::{ALL_NBD, DeviceError, NbdWish};
 use super::link::{Link, LinkEvent};
 use super::plan::{self, Access, Device, Engine, Facts, Goal, Step};
 use super::process::{self, ProcessId};
 use super::{Context, Wanted};
 use crate::agent::ask::Reply;
-use crate::agent::desired::WantedEngine;
+use crate::agent::desired::{TransportKind, WantedEngine};
 use crate::agent::row::Volume;
 use crate::control;
 
@@ -70,9 +70,14 @@ enum Event {
     Wanted,
     Mode,
     Link(LinkEvent),
-    Ended { process: ProcessId, how: String },
+    Ended {
+        process: ProcessId,
+        how: String,
+    },
     Answered(Purpose, Reply),
     Device(DeviceDone),
+    /// An nbd device lost a connection.
+    LinkDead(u32),
     Dial,
     Time,
     AgentEnds,
@@ -92,6 +97,8 @@ enum DeviceDone {
     Mounted(Result<OwnedFd, DeviceError>),
     /// And whether it was made read-only.
     Attached(Result<PathBuf, DeviceError>, bool),
+    /// With the number of the nbd device, and whether it was made read-only.
+    Connected(Result<(PathBuf, u32), DeviceError>, bool),
     Down(Result<(), DeviceError>),
 }
 
@@ -117,6 +124,11 @@ pub(super) struct VolumeTask {
     device: Device,
     device_path: Option<PathBuf>,
     loop_read_only: Option<bool>,
+    /// Number of the device, when it is one of nbd.
+    nbd: Option<u32>,
+    dead_links: Option<broadcast::Receiver<u32>>,
+    /// A connection was lost while the device was being connected.
+    relink: bool,
     device_error: String,
     device_not_before: Instant,
     operations: JoinSet<DeviceDone>,
@@ -144,6 +156,7 @@ impl VolumeTask {
     ) -> Self {
         let now = Instant::now();
         let used = process::used_epoch(&context.paths, volume);
+        let dead_links = context.devices.links();
         Self {
             context,
             volume,
@@ -162,6 +175,9 @@ impl VolumeTask {
             device: Device::Unknown,
             device_path: None,
             loop_read_only: None,
+            nbd: None,
+            dead_links,
+            relink: false,
             device_error: String::new(),
             device_not_before: now,
             operations: JoinSet::new(),
@@ -231,6 +247,14 @@ impl VolumeTask {
             engine,
             device: self.device.clone(),
             connection: self.connection.is_some(),
+            nbd: self.nbd.is_some(),
+            ready: self
+                .running
+                .as_ref()
+                .and_then(|running| running.report.as_ref())
+                .is_some_and(|report| {
+                    matches!(report.state, control::State::Serving | control::State::Failed)
+                }),
             connection_epoch: self.connection_epoch,
             loop_read_only: self.loop_read_only,
             device_not_before: self.device_not_before,
@@ -273,6 +297,7 @@ impl VolumeTask {
                 Ok(done) => Event::Device(done),
                 Err(error) => Event::Device(DeviceDone::Down(Err(DeviceError::Failed(error.to_string())))),
             },
+            index = lost(&mut self.dead_links) => Event::LinkDead(index),
             () = at(self.dial_at) => Event::Dial,
             () = at(wake) => Event::Time,
         }
@@ -286,6 +311,7 @@ impl VolumeTask {
             Event::Ended { process, how } => self.engine_exited(process, how),
             Event::Answered(purpose, reply) => self.answered(purpose, reply),
             Event::Device(done) => self.device_done(done),
+            Event::LinkDead(index) => self.link_dead(index),
             Event::Dial => self.dial(),
         }
         self.settle_end();
@@ -347,6 +373,10 @@ impl VolumeTask {
             Step::Attach => {
                 let (volume, name) = (self.volume, self.name());
                 let read_only = self.engine.as_ref().is_some_and(|engine| engine.read_only);
+                if self.is_by_nbd() {
+                    self.connect_nbd(now, name, read_only);
+                    return;
+                }
                 self.operate(now, move |devices| {
                     DeviceDone::Attached(devices.attach(volume, &name, read_only), read_only)
                 });
@@ -366,6 +396,27 @@ impl VolumeTask {
             Step::StopEngine => self.stop_engine(now),
             Step::Kill => self.kill(now),
         }
+    }
+
+    fn is_by_nbd(&self) -> bool {
+        let wanted = self.engine.as_ref().map(|engine| engine.transport);
+        wanted == Some(TransportKind::Nbd)
+    }
+
+    fn connect_nbd(&mut self, now: Instant, name: String, read_only: bool) {
+        let size = self.latest.as_ref().map_or(0, |volume| volume.row.size);
+        let (volume, wish) = (
+            self.volume,
+            NbdWish {
+                name,
+                size,
+                read_only,
+            },
+        );
+        self.relink = false;
+        self.operate(now, move |devices| {
+            DeviceDone::Connected(devices.connect(volume, &wish), read_only)
+        });
     }
 
     fn name(&self) -> String {
@@ -411,5 +462,20 @@ async fn at(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
+    }
+}
+
+/// The next nbd device that loses a connection. Cancel-safe.
+async fn lost(links: &mut Option<broadcast::Receiver<u32>>) -> u32 {
+    let Some(receiver) = links else {
+        return std::future::pending().await;
+    };
+    match receiver.recv().await {
+        Ok(index) => index,
+        Err(broadcast::error::RecvError::Lagged(_)) => ALL_NBD,
+        Err(broadcast::error::RecvError::Closed) => {
+            *links = None;
+            std::future::pending().await
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! The engine's clients: NBD connections and the kernel's FUSE.
 
+use std::os::fd::BorrowedFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stor_device::{Completion, Outcome};
 use stor_replication::engine::{Event, Request};
 use stor_replication::extents::{Extent, MAX_RANGE};
@@ -10,6 +13,7 @@ use super::nbd::Client;
 use super::request::{Answer, Asker};
 use super::shell::{ACCEPT, CLIENT_RECV, CLIENT_SEND, MAX_CLIENTS, Shell};
 use super::{fuse, guest};
+use crate::control::Transport;
 use crate::data::Data;
 
 impl Shell {
@@ -58,6 +62,14 @@ impl Shell {
         );
         if !self.answered.contains(&id) {
             self.answered.push(id);
+        }
+        if !came.is_empty() && self.has_given_up(id) {
+            tracing::debug!(
+                client = id,
+                "requests of a connection that the kernel has given up are not begun"
+            );
+            self.drop_client(id);
+            return;
         }
         if !came.is_empty() && !std::mem::replace(&mut self.guest_noted, true) {
             guest::note(&self.control);
@@ -116,6 +128,18 @@ impl Shell {
         }
     }
 
+    /// Whether the kernel has given a connection up. It sends what was unanswered on another one then, before
+    /// anything new: a request that is begun now could come after one that was sent later. What was begun
+    /// before cannot, because overlapping requests are done in the order in which they were begun.
+    fn has_given_up(&mut self, id: u64) -> bool {
+        if !matches!(self.config.transport, Transport::Nbd { .. }) {
+            return false;
+        }
+        let fd = self.clients.get(&id).map(Client::fd);
+        fd.and_then(|fd| self.reactor.descriptor(fd))
+            .is_none_or(is_hung_up)
+    }
+
     /// Only NBD clients ask for these.
     pub(super) fn tell_extents(&mut self, asker: Asker, extents: &[Extent]) {
         if let Asker::Nbd {
@@ -153,4 +177,13 @@ impl Shell {
             self.step(Event::Submit { io, request });
         }
     }
+}
+
+/// Whether both directions of a unix socket are shut down.
+fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
+    // What cannot be asked is taken for dead: the kernel sends again what is not answered.
+    let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
+    poll(&mut asked, Some(&Timespec::default())).is_err()
+        || asked.iter().any(|asked| asked.revents().intersects(gone))
 }

@@ -36,8 +36,8 @@ pub(super) fn may_live(control: &Path) -> bool {
     }
 }
 
-/// The engine ends in order: everything its clients wrote is flushed.
-pub(super) fn forget(control: &Path) {
+/// No client lives, or everything its clients wrote is flushed: the engine ends in order.
+pub fn forget(control: &Path) {
     if let Err(error) = fs::remove_file(note_path(control))
         && error.kind() != io::ErrorKind::NotFound
     {

@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use agent::AgentError;
 pub use fuse::forget_session;
+pub use guest::forget as forget_guest;
 use shell::Shell;
 
 /// An engine that nobody configures in this time ends: its agent died right after starting it.

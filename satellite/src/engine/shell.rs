@@ -89,7 +89,7 @@ impl Shell {
         let row = config.row.clone();
         let guest_alive = match config.transport {
             Transport::Fuse => fuse::earlier_session(&args.control).is_some(),
-            Transport::Socket { .. } => guest::may_live(&args.control),
+            Transport::Socket { .. } | Transport::Nbd { .. } => guest::may_live(&args.control),
             Transport::None => false,
         };
         let local = row
@@ -102,7 +102,7 @@ impl Shell {
         export.multi_conn = true;
         let (mut listener, mut mount) = (None, None);
         match (&config.transport, args.fuse) {
-            (Transport::Socket { path }, _) => {
+            (Transport::Socket { path } | Transport::Nbd { path }, _) => {
                 let opened = listen(path, &mut reactor);
                 listener = Some(opened.map_err(|source| EngineError::Listen {
                     path: path.clone(),

@@ -57,7 +57,7 @@ fn run_there(test: &str, root: &std::path::Path, memory: u32, sizes: &[u64]) -> 
         disks,
         shares: Vec::new(),
     })?;
-    vm.run("mkfs.ext4 -q -E lazy_itable_init=1,nodiscard /dev/ubda && mount /dev/ubda /var/tmp && chmod 1777 /var/tmp")?;
+    vm.run("mkfs.ext4 -q -E nodiscard /dev/ubda && mount /dev/ubda /var/tmp && chmod 1777 /var/tmp")?;
     let output = vm.try_within(
         LIMIT,
         &format!(
@@ -65,6 +65,24 @@ fn run_there(test: &str, root: &std::path::Path, memory: u32, sizes: &[u64]) -> 
             program.display()
         ),
     )?;
+    if output.status != 0 {
+        // Where the logs of clusters are kept on the host.
+        let to = env::temp_dir();
+        vm.try_run("cp -r /tmp/stor-tests-failed /run/vm/failed")?;
+        for entry in fs::read_dir(vm.root.join("jobs/failed"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let kept = to.join("stor-tests-failed").join(entry.file_name());
+            _ = fs::remove_dir_all(&kept);
+            fs::create_dir_all(&kept)?;
+            for log in fs::read_dir(entry.path())?.flatten() {
+                fs::copy(log.path(), kept.join(log.file_name()))?;
+            }
+        }
+        println!("console of the virtual machine:\n{}", vm.console());
+    }
     // A skip inside is a skip.
     if let (Ok(lines), Some(noted)) = (fs::read_to_string(vm.root.join("jobs/skipped")), noted) {
         let mut all = fs::read_to_string(&noted).unwrap_or_default();

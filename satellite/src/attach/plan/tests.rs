@@ -52,6 +52,8 @@ fn facts(goal: Goal, epoch: u64, used: u64, now: Instant) -> Facts {
         engine: Engine::Absent { not_before: now },
         device: Device::None,
         connection: false,
+        nbd: false,
+        ready: false,
         connection_epoch: None,
         loop_read_only: None,
         device_not_before: now,
@@ -546,5 +548,136 @@ fn nothing_is_touched_before_it_is_known_what_is_wanted() {
             ("an engine", |f, _| f.engine = running(1, None), Step::Rest(None)),
             ("a device", |f, _| f.device = Device::Attached, Step::Rest(None)),
         ],
+    );
+}
+
+const NBD: Access = Access {
+    transport: TransportKind::Nbd,
+    read_only: false,
+};
+
+/// An nbd device that was connected to the engine of an epoch.
+fn nbd(facts: &mut Facts, device: Device, epoch: u64) {
+    facts.device = device;
+    facts.nbd = true;
+    facts.connection_epoch = Some(Epoch(epoch));
+    facts.loop_read_only = Some(false);
+}
+
+#[test]
+fn an_nbd_device_goes_from_one_engine_to_the_next() {
+    let now = Instant::now();
+    let rest = Step::Rest(None);
+    let spawn = Step::Spawn { epoch: Epoch(3) };
+    let cut = Step::TakeDown { force: true };
+    steps(
+        &facts(Goal::Serve(NBD), 3, 2, now),
+        now,
+        &[
+            ("nothing is there", |_, _| {}, spawn),
+            ("of the epoch before", |f, _| nbd(f, Device::Mounted, 2), spawn),
+            ("with an epoch in between", |f, _| nbd(f, Device::Mounted, 1), cut),
+            (
+                "of an epoch nobody knows",
+                |f, _| nbd(f, Device::Mounted, u64::MAX),
+                cut,
+            ),
+            (
+                "made read-only",
+                |f, _| {
+                    nbd(f, Device::Mounted, 2);
+                    f.loop_read_only = Some(true);
+                },
+                cut,
+            ),
+            (
+                "of the other transport",
+                |f, _| {
+                    f.device = Device::Mounted;
+                    f.connection = true;
+                },
+                Step::DropConnection,
+            ),
+            (
+                "the engine does not serve yet",
+                |f, _| {
+                    nbd(f, Device::Mounted, 3);
+                    f.engine = running(3, None);
+                },
+                rest,
+            ),
+            (
+                "it serves",
+                |f, _| {
+                    nbd(f, Device::Mounted, 3);
+                    (f.engine, f.ready) = (running(3, None), true);
+                },
+                Step::Attach,
+            ),
+            (
+                "it serves, and there is no device",
+                |f, _| (f.engine, f.ready) = (running(3, None), true),
+                Step::Attach,
+            ),
+            (
+                "all is there",
+                |f, _| {
+                    nbd(f, Device::Attached, 3);
+                    (f.engine, f.ready) = (running(3, None), true);
+                },
+                rest,
+            ),
+        ],
+    );
+    steps(
+        &facts(Goal::Serve(FUSE), 3, 2, now),
+        now,
+        &[("wanted by FUSE now", |f, _| nbd(f, Device::Mounted, 2), cut)],
+    );
+}
+
+#[test]
+fn what_was_written_to_an_nbd_device_reaches_an_engine_before_it_goes() {
+    let now = Instant::now();
+    let spawn = Step::Spawn { epoch: Epoch(3) };
+    let down = Step::TakeDown { force: false };
+    let without_engine: Case = ("no engine", |f, _| nbd(f, Device::Mounted, 2), spawn);
+    let running_cases: [Case; 3] = [
+        (
+            "it serves",
+            |f, _| {
+                nbd(f, Device::Attached, 3);
+                (f.engine, f.ready) = (running(3, None), true);
+            },
+            down,
+        ),
+        (
+            "it is not connected",
+            |f, _| {
+                nbd(f, Device::Mounted, 3);
+                (f.engine, f.ready) = (running(3, None), true);
+            },
+            Step::Attach,
+        ),
+        (
+            "it is not connected and I/O waits",
+            |f, _| {
+                nbd(f, Device::Mounted, 3);
+                f.engine = running(3, None);
+            },
+            Step::Rest(None),
+        ),
+    ];
+    steps(&facts(Goal::Stop(NBD), 3, 2, now), now, &[without_engine]);
+    steps(&facts(Goal::Stop(NBD), 3, 2, now), now, &running_cases);
+    steps(&facts(Goal::Halt, 3, 2, now), now, &running_cases);
+    steps(
+        &facts(Goal::Nothing, 3, 2, now),
+        now,
+        &[(
+            "not wanted any more",
+            |f, _| nbd(f, Device::Mounted, 2),
+            Step::TakeDown { force: true },
+        )],
     );
 }

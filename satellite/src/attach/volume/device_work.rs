@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::device::{Devices, Found};
+use super::super::device::{ALL_NBD, Devices, Found};
 use super::super::plan::Device;
 use super::{DEVICE_IS_SLOW, DeviceDone, VolumeTask};
 
 /// Between attempts on a device that is used or fails: people are told within a second of its release.
 const DEVICE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Between the loss of an nbd connection and new ones: mostly several are lost, one after the other.
+const RELINK_AFTER: Duration = Duration::from_millis(100);
 
 impl VolumeTask {
     /// Whether a device operation takes long.
@@ -45,15 +48,41 @@ impl VolumeTask {
                 self.device = Device::Attached;
                 None
             }
+            DeviceDone::Connected(Ok((path, index)), read_only) => {
+                tracing::info!(volume = %self.volume, device = %path.display(), index, "the device is connected");
+                self.device_path = Some(path);
+                self.loop_read_only = Some(read_only);
+                self.nbd = Some(index);
+                if let Some(running) = &self.running {
+                    self.connection_epoch = Some(running.epoch);
+                }
+                self.device = if self.relink {
+                    Device::Mounted
+                } else {
+                    Device::Attached
+                };
+                None
+            }
             DeviceDone::Down(Ok(())) => {
                 tracing::info!(volume = %self.volume, "the device is taken down");
                 self.connection = None;
+                self.connection_epoch = None;
                 self.device_path = None;
                 self.loop_read_only = None;
+                self.nbd = None;
                 self.device = Device::None;
                 None
             }
             DeviceDone::Mounted(Err(error)) | DeviceDone::Attached(Err(error), _) => Some(error),
+            DeviceDone::Connected(Err(error), _) => {
+                // It may have been made, or found beyond help.
+                self.device_path = None;
+                if let Some(running) = &self.running {
+                    self.connection_epoch = Some(running.epoch);
+                }
+                self.find_device();
+                Some(error)
+            }
             DeviceDone::Down(Err(error)) => {
                 // Half of it may be gone.
                 self.find_device();
@@ -70,13 +99,44 @@ impl VolumeTask {
         self.device_error = error;
     }
 
+    /// An nbd device lost a connection.
+    pub(super) fn link_dead(&mut self, index: u32) {
+        if index != ALL_NBD && self.nbd != Some(index) {
+            return;
+        }
+        // The device may be being made just now.
+        self.relink = true;
+        self.unlinked();
+    }
+
+    /// What the nbd device is connected to may be gone.
+    pub(super) fn unlinked(&mut self) {
+        if self.nbd.is_some() && self.device == Device::Attached {
+            self.device = Device::Mounted;
+            self.device_not_before = self.device_not_before.max(Instant::now() + RELINK_AFTER);
+        }
+    }
+
     pub(super) fn find_device(&mut self) {
         let found = self.context.devices.find(self.volume);
         if found.is_ok() && self.device == Device::Unknown {
             self.device_error.clear();
         }
         self.loop_read_only = None;
+        self.nbd = None;
         match found {
+            Ok(Found::Nbd { index, read_only }) => {
+                self.loop_read_only = Some(read_only);
+                if self.connection_epoch.is_none() {
+                    // It was of the last engine that was started here, whoever the agent was then.
+                    self.connection_epoch = Some(self.used);
+                }
+                self.nbd = Some(index);
+                self.device = match self.device_path {
+                    Some(_) => Device::Attached,
+                    None => Device::Mounted,
+                };
+            }
             Ok(Found::Nothing) => self.device = Device::None,
             Ok(Found::Mount) => self.device = Device::Mounted,
             Ok(Found::Loop { read_only }) => {

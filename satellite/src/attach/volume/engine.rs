@@ -32,7 +32,7 @@ impl VolumeTask {
         // Before anything can go wrong: an epoch is for one attempt, whatever became of it.
         self.used = epoch;
         self.clean = None;
-        if self.connection.is_some() {
+        if self.connection.is_some() || self.nbd.is_some() {
             self.connection_epoch = Some(epoch);
         }
         let context = Arc::clone(&self.context);
@@ -195,6 +195,9 @@ impl VolumeTask {
         }
         let transport = match engine.transport {
             TransportKind::Fuse => Transport::Fuse,
+            TransportKind::Nbd => Transport::Nbd {
+                path: self.context.paths.nbd_socket(self.volume),
+            },
             TransportKind::None => Transport::None,
             TransportKind::Socket => Transport::Socket {
                 path: self.context.paths.nbd_socket(self.volume),
@@ -264,6 +267,7 @@ impl VolumeTask {
             self.failures = 0;
         }
         drop(running);
+        self.unlinked();
         self.lose_link(Duration::ZERO);
         self.used = self.used.max(epoch);
         if asked {

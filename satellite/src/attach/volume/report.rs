@@ -41,6 +41,7 @@ pub(super) fn status(task: &VolumeTask) -> Option<proto::EngineStatus> {
         syncing: report.map(syncing).unwrap_or_default(),
         counters: report.map(counters),
         transport: match transport {
+            Some(TransportKind::Nbd) => "nbd",
             Some(TransportKind::Fuse) => "fuse",
             Some(TransportKind::Socket) => "socket",
             Some(TransportKind::None) => "none",
@@ -76,17 +77,19 @@ fn state(task: &VolumeTask, goal: Goal) -> Option<(proto::EngineState, String)> 
     let Some(report) = &running.report else {
         return Some((Told::Starting, first(&[&task.device_error, &task.last_end])));
     };
-    let fuse = task
+    let with_device = task
         .engine
         .as_ref()
-        .is_some_and(|engine| engine.transport == TransportKind::Fuse);
+        .is_some_and(|engine| matches!(engine.transport, TransportKind::Fuse | TransportKind::Nbd));
     Some(match report.state {
         State::Starting => (Told::Starting, report.reason.clone()),
         // For whoever asked for a device it serves when the device is there.
-        State::Serving if fuse && task.device != Device::Attached => match task.device_error.as_str() {
-            "" => (Told::Starting, first(&[slow(task), "the device is being made"])),
-            error => (Told::Failed, error.to_owned()),
-        },
+        State::Serving if with_device && task.device != Device::Attached => {
+            match task.device_error.as_str() {
+                "" => (Told::Starting, first(&[slow(task), "the device is being made"])),
+                error => (Told::Failed, error.to_owned()),
+            }
+        }
         State::Serving => (Told::Serving, String::new()),
         State::Suspended => (Told::Suspended, report.reason.clone()),
         State::Fenced => (Told::Fenced, report.reason.clone()),

@@ -12,6 +12,8 @@ const REPLY_MAGIC: u32 = 0x6744_6698;
 const FIXED_NEWSTYLE_NO_ZEROES: u32 = 3;
 const OPTION_GO: u32 = 7;
 const REPLY_ACK: u32 = 1;
+const REPLY_INFO: u32 = 3;
+const INFO_EXPORT: [u8; 2] = [0, 0];
 const REPLY_ERROR: u32 = 1 << 31;
 /// Longest option reply that is read.
 const MAX_REPLY: u32 = 64 << 10;
@@ -45,6 +47,8 @@ pub enum Failure {
 pub struct Client<S> {
     stream: S,
     handle: u64,
+    size: u64,
+    flags: u16,
 }
 
 impl<S: Read + Write> Client<S> {
@@ -65,6 +69,7 @@ impl<S: Read + Write> Client<S> {
         hello.extend_from_slice(export.as_bytes());
         hello.extend_from_slice(&0_u16.to_be_bytes());
         stream.write_all(&hello)?;
+        let (mut size, mut flags) = (0, 0);
         for _ in 0..MAX_REPLIES {
             let magic = u64::from_be_bytes(take(&mut stream)?);
             let option = u32::from_be_bytes(take(&mut stream)?);
@@ -76,7 +81,20 @@ impl<S: Read + Write> Client<S> {
             let mut data = vec![0_u8; usize::try_from(length).map_err(io::Error::other)?];
             stream.read_exact(&mut data)?;
             if kind == REPLY_ACK {
-                return Ok(Self { stream, handle: 0 });
+                return Ok(Self {
+                    stream,
+                    handle: 0,
+                    size,
+                    flags,
+                });
+            }
+            if kind == REPLY_INFO
+                && let Some(told) = data.strip_prefix(&INFO_EXPORT)
+                && let (Some(told_size), Some(told_flags)) =
+                    (told.first_chunk(), told.get(8..).and_then(<[u8]>::first_chunk))
+            {
+                size = u64::from_be_bytes(*told_size);
+                flags = u16::from_be_bytes(*told_flags);
             }
             if kind & REPLY_ERROR != 0 {
                 let why = String::from_utf8_lossy(&data);
@@ -86,6 +104,21 @@ impl<S: Read + Write> Client<S> {
             }
         }
         Err(io::Error::other("the server never accepts the export"))
+    }
+
+    /// Bytes of the export, as the server said; 0 if it did not.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The export's transmission flags, as the server said.
+    pub fn flags(&self) -> u16 {
+        self.flags
+    }
+
+    /// The connection, for somebody else to talk on: every request has been answered.
+    pub fn into_stream(self) -> S {
+        self.stream
     }
 
     /// What it talks over.
@@ -224,6 +257,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let thread = std::thread::spawn(move || server(theirs));
         let mut client = Client::negotiate(ours, "db1").unwrap();
+        assert_eq!((client.size(), client.flags()), (0x4000, 1));
         client.write(4096, b"data").unwrap();
         let mut bytes = [0_u8; 4];
         client.read(4096, &mut bytes).unwrap();

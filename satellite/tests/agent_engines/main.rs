@@ -7,6 +7,8 @@
     clippy::panic
 )]
 
+mod nbd;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -21,11 +23,11 @@ use stor_satellite::agent::ask::{self, Ask, Reply};
 use stor_satellite::agent::desired::{Desired, TransportKind, WantedEngine};
 use stor_satellite::agent::row::Volume;
 use stor_satellite::agent::state_dir::{Paths, StateDir};
-use stor_satellite::attach::device::{DeviceError, Devices, Found};
+use stor_satellite::attach::device::{DeviceError, Devices, Found, NbdWish};
 use stor_satellite::attach::process::{self, ProcessId};
 use stor_satellite::attach::{Context, Volumes};
 use tempfile::TempDir;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use uuid::Uuid;
 
 const NODE: &str = "k1";
@@ -104,6 +106,17 @@ struct Noted {
     busy: Mutex<bool>,
     /// How often it cannot be seen what is there.
     unseen: Mutex<usize>,
+    links: Links,
+}
+
+/// Tells of lost nbd connections.
+#[derive(Debug)]
+struct Links(broadcast::Sender<u32>);
+
+impl Default for Links {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(16))
+    }
 }
 
 impl Noted {
@@ -137,6 +150,19 @@ impl Devices for Noted {
         self.note("attach");
         *self.found.lock().unwrap() = Some(Found::Loop { read_only });
         Ok(Path::new("/dev/stor").join(name))
+    }
+
+    fn connect(&self, _: VolumeId, wish: &NbdWish) -> Result<(PathBuf, u32), DeviceError> {
+        self.note("connect");
+        *self.found.lock().unwrap() = Some(Found::Nbd {
+            index: 7,
+            read_only: wish.read_only,
+        });
+        Ok((Path::new("/dev/stor").join(&wish.name), 7))
+    }
+
+    fn links(&self) -> Option<broadcast::Receiver<u32>> {
+        Some(self.links.0.subscribe())
     }
 
     fn take_down(&self, _: VolumeId, _: &str, force: bool) -> Result<(), DeviceError> {
