@@ -82,7 +82,7 @@ pub struct Node {
 /// A transport as a node's probe found it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Transport {
-    /// `fuse`, `socket`.
+    /// `nbd`, `fuse`, `socket`.
     pub name: String,
     /// Usable now.
     pub available: bool,

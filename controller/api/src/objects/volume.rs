@@ -107,7 +107,7 @@ pub struct Replica {
 pub struct AttachmentSpec {
     /// Node.
     pub node: String,
-    /// `fuse`, `socket`; absent: the class's, else the best the node has.
+    /// `nbd`, `fuse`, `socket`; absent: the class's, else the best the node has.
     #[serde(default)]
     pub transport: Option<String>,
     /// Refuse writes.
