@@ -416,7 +416,10 @@ impl Maps {
     /// Pages for lowering: first those of out-of-sync maps, and once they are durable the dirty ones.
     /// A region written in between is no longer in `clean` and stays.
     fn lower(&mut self) -> BTreeSet<PageId> {
-        let ready = if let Some(ready) = self.lowering.take() {
+        // All of them may have been written since: then the others' turn has come.
+        let waited = self.lowering.take();
+        let waited = waited.filter(|ready| !ready.is_disjoint(&self.clean));
+        let ready = if let Some(ready) = waited {
             ready
         } else {
             let mut pages = BTreeSet::new();
