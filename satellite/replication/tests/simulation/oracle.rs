@@ -199,7 +199,10 @@ impl Oracle {
             {
                 value.first_end = OPEN;
                 value.last_begin = value.begun;
-                value.closed = value.closed.min(at);
+                // Not answered, nor closed with its engine: it waits in an engine that has not served yet.
+                if !self.writes.contains_key(&value.write) {
+                    value.closed = value.closed.min(at);
+                }
             }
         }
     }
