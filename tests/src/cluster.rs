@@ -332,7 +332,7 @@ fn start_quickstart(root: &Path) -> anyhow::Result<Child> {
 }
 
 /// A program of this build: tests lie in `deps` beside them.
-fn built(name: &str) -> anyhow::Result<PathBuf> {
+pub fn built(name: &str) -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe().context("finding the test's own program")?;
     let path = test
         .parent()

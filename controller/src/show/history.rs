@@ -85,7 +85,7 @@ pub(super) fn checks(facts: &Facts<'_>) -> Vec<Check> {
             "CATALOGUE_RESTORED",
             Severity::Warning,
             format!(
-                "the catalogue was restored from a backup ({}) and does not know yet what happened after it{waits}",
+                "the catalogue was restored from a backup at {} and does not know yet what happened after it{waits}",
                 history.restored.as_deref().unwrap_or("?")
             ),
             "cluster".to_owned(),

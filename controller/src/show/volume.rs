@@ -15,11 +15,12 @@ pub fn volume(row: &row::Volume, seen: &Observations) -> Volume {
     let replicas = replicas(row, seen);
     let (state, mut reason) = volume_health(row, &replicas, seen);
     let attachment = user_attachment(row, seen);
-    // Seen from outside all may be well, and yet nobody gets at it.
+    // Seen from outside all may be well, and yet nobody gets at it. One that failed or is in doubt has a reason of its
+    // own, which the attachment would only repeat.
     if let Some(attachment) = &attachment
         && attachment.state == AttachmentState::Attaching
         && !attachment.reason.is_empty()
-        && state != VolumeState::Failed
+        && !matches!(state, VolumeState::Failed | VolumeState::CatalogueBehind)
     {
         let waits = format!("being attached on {}: {}", attachment.node, attachment.reason);
         reason = if reason.is_empty() {

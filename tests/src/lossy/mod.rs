@@ -105,6 +105,26 @@ impl Disk {
         self.power.hold();
     }
 
+    /// Requests so far that change something.
+    pub fn changes(&self) -> u64 {
+        self.power.changes()
+    }
+
+    /// The power goes by itself after so many more changes, see [`Disk::hold`].
+    pub fn hold_after(&self, changes: u64) {
+        self.power.hold_after(changes);
+    }
+
+    /// Whether the moment has come.
+    pub fn is_held(&self) -> bool {
+        self.power.is_held()
+    }
+
+    /// After [`Disk::release`]: only its users were killed, everything that was written is there.
+    pub fn resume(&self) {
+        self.power.resume();
+    }
+
     /// Lets those who still wait for it die.
     pub fn release(&self) {
         self.power.off();

@@ -39,6 +39,10 @@ struct Inner {
     flushes: Flushes,
     /// Ends of the names of files that are said to be durable and are not.
     lies: Vec<String>,
+    /// Requests that change something, so far.
+    changes: u64,
+    /// The power goes before this one.
+    last: Option<u64>,
 }
 
 /// One disk.
@@ -58,6 +62,8 @@ impl Power {
             tree,
             flushes: Flushes::default(),
             lies,
+            changes: 0,
+            last: None,
         };
         Self {
             inner: Mutex::new(inner),
@@ -80,6 +86,40 @@ impl Power {
             State::On => Ok(Powered(inner)),
             State::Held | State::Off => Err(Errno::IO),
         }
+    }
+
+    /// The same for a request that changes something; before the one that was set, the power goes.
+    pub(super) fn wait_to_change(&self) -> Result<Powered<'_>, Errno> {
+        let mut inner = self.lock();
+        if inner.state == State::On {
+            if inner.last == Some(inner.changes) {
+                inner.state = State::Held;
+            } else {
+                inner.changes += 1;
+            }
+        }
+        drop(inner);
+        self.wait()
+    }
+
+    pub(super) fn changes(&self) -> u64 {
+        self.lock().changes
+    }
+
+    /// The power goes before another change than the next so many.
+    pub(super) fn hold_after(&self, changes: u64) {
+        let mut inner = self.lock();
+        inner.last = Some(inner.changes + changes);
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.lock().state == State::Held
+    }
+
+    /// Nothing was lost: it goes on as it was.
+    pub(super) fn resume(&self) {
+        let mut inner = self.lock();
+        (inner.state, inner.last) = (State::On, None);
     }
 
     /// From now on nothing is done and nothing answered.

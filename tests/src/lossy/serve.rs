@@ -39,6 +39,15 @@ impl Server {
         act(&mut powered).map_err(code)
     }
 
+    /// As [`Server::on`], for what changes something.
+    fn change<T>(
+        &self,
+        act: impl FnOnce(&mut Powered<'_>) -> Result<T, rustix::io::Errno>,
+    ) -> Result<T, Errno> {
+        let mut powered = self.0.wait_to_change().map_err(code)?;
+        act(&mut powered).map_err(code)
+    }
+
     fn make(
         &self,
         parent: INodeNo,
@@ -47,7 +56,7 @@ impl Server {
         mode: u32,
         req: &Request,
     ) -> Result<FileAttr, Errno> {
-        self.on(|disk| {
+        self.change(|disk| {
             let node = disk
                 .tree()
                 .make(parent.0, name, kind, mode & 0o7777, (req.uid(), req.gid()))?;
@@ -166,7 +175,7 @@ impl Filesystem for Server {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let changed = self.on(|disk| {
+        let changed = self.change(|disk| {
             if let Some(size) = size {
                 disk.tree().file_mut(ino.0)?.set_length(size);
             }
@@ -227,11 +236,17 @@ impl Filesystem for Server {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer_empty!(reply, self.on(|disk| disk.tree().remove(parent.0, name, false)));
+        answer_empty!(
+            reply,
+            self.change(|disk| disk.tree().remove(parent.0, name, false))
+        );
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer_empty!(reply, self.on(|disk| disk.tree().remove(parent.0, name, true)));
+        answer_empty!(
+            reply,
+            self.change(|disk| disk.tree().remove(parent.0, name, true))
+        );
     }
 
     fn rename(
@@ -253,7 +268,7 @@ impl Filesystem for Server {
         let replace = !flags.contains(RenameFlags::RENAME_NOREPLACE);
         answer_empty!(
             reply,
-            self.on(|disk| disk.tree().rename(parent.0, name, new, replace))
+            self.change(|disk| disk.tree().rename(parent.0, name, new, replace))
         );
     }
 
@@ -347,7 +362,7 @@ impl Filesystem for Server {
         reply: ReplyWrite,
     ) {
         let durable = flags.0 & DSYNC != 0;
-        let written = self.on(|disk| {
+        let written = self.change(|disk| {
             disk.tree().file_mut(ino.0)?.write(offset, data);
             if durable {
                 disk.sync_range(ino.0, offset..offset + data.len() as u64)?;
@@ -361,11 +376,11 @@ impl Filesystem for Server {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        answer_empty!(reply, self.on(|disk| disk.sync_file(ino.0)));
+        answer_empty!(reply, self.change(|disk| disk.sync_file(ino.0)));
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        answer_empty!(reply, self.on(|disk| disk.sync_directory(ino.0)));
+        answer_empty!(reply, self.change(|disk| disk.sync_directory(ino.0)));
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -414,7 +429,7 @@ impl Filesystem for Server {
     ) {
         let flags = FallocateFlags::from_bits_retain(u32::try_from(mode).unwrap_or(u32::MAX));
         let kind = flags & !FallocateFlags::KEEP_SIZE;
-        let done = self.on(|disk| {
+        let done = self.change(|disk| {
             let content = disk.tree().file_mut(ino.0)?;
             let end = offset.saturating_add(length);
             if !flags.contains(FallocateFlags::KEEP_SIZE) && end > content.length() {

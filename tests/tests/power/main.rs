@@ -14,3 +14,4 @@ mod disk;
 mod ledger;
 mod load;
 mod machines;
+mod restoring;
