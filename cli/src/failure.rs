@@ -227,6 +227,12 @@ impl From<Error> for Failure {
             Error::Unreachable { tried: list } => Self::new(exit, "no controller can be reached")
                 .why(tried(list))
                 .help("check --url or STOR_URL, and that a controller runs there"),
+            // Some were reached, and know why they have no answer.
+            Error::TimedOut { tried: list, .. } if list.iter().any(|one| one.outcome.starts_with("no quorum")) => {
+                Self::new(exit, "the controllers have no majority")
+                    .why(tried(list))
+                    .help("start the controllers that are down or repair the network between them; volumes in use go on meanwhile")
+            }
             Error::TimedOut {
                 after, tried: list, ..
             } => Self::new(exit, format!("no answer within {}", crate::wait::seconds(*after)))

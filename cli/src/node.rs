@@ -163,6 +163,7 @@ async fn create(context: &Context, spec: &NodeSpec) -> Result<(), Failure> {
 /// The line that starts the node's satellite. Its controllers are all there are now; the satellite learns
 /// of others later.
 async fn start_line(client: &Client, node: &Node) -> Option<String> {
+    // The node was made; without an answer the line is shown without its arguments.
     let controllers = client.controllers().await.ok()?;
     let mut line = format!(
         "stor-satellite run --node {} --state-dir /var/lib/stor",

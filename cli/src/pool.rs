@@ -305,9 +305,10 @@ fn describe(pool: &Pool) -> String {
     } else {
         let limit = format!("{:.0} times the capacity", pool.overprovision);
         format!(
-            "{} to {} replicas; limit {limit}",
+            "{} to {} replica{}; limit {limit}",
             size::format(pool.promised_bytes),
-            pool.replicas
+            pool.replicas,
+            if pool.replicas == 1 { "" } else { "s" }
         )
     };
     let mut fields = Fields::default();

@@ -61,7 +61,7 @@ pub(crate) struct CreateArgs {
     #[arg(value_parser = args::volume_name)]
     name: String,
     /// Its size: 10Gi, 500Mi, 1T; from 1Mi to 64Ti, rounded up to a multiple of 4096 bytes
-    #[arg(value_parser = args::volume_size)]
+    #[arg(value_parser = args::volume_size, allow_negative_numbers = true)]
     size: VolumeSize,
     /// Class whose values fill what is not given here
     #[arg(long, add = completion::classes(), value_parser = args::existing)]

@@ -106,8 +106,11 @@ impl Who {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // openraft warns several times a second of a member that is down; the status and the events tell it once.
-    let filter = tracing_subscriber::EnvFilter::try_from_env("STOR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error"));
+    let wanted = std::env::var("STOR_LOG").unwrap_or_else(|_| "info,openraft=error".to_owned());
+    let filter = match tracing_subscriber::EnvFilter::try_new(&wanted) {
+        Ok(filter) => filter,
+        Err(error) => return last_word(&format!("STOR_LOG={wanted:?} is no log filter: {error}")),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
@@ -123,15 +126,17 @@ fn main() -> ExitCode {
     let result = runtime.and_then(|runtime| runtime.block_on(execute(cli.command)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            #[expect(clippy::print_stderr, reason = "the last word of a program")]
-            {
-                // Its causes are in its text.
-                eprintln!("stor-controller: {error}");
-            }
-            ExitCode::FAILURE
-        }
+        // Its causes are in its text.
+        Err(error) => last_word(&error.to_string()),
     }
+}
+
+fn last_word(why: &str) -> ExitCode {
+    #[expect(clippy::print_stderr, reason = "the last word of a program")]
+    {
+        eprintln!("stor-controller: {why}");
+    }
+    ExitCode::FAILURE
 }
 
 async fn execute(command: Commands) -> anyhow::Result<()> {

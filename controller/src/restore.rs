@@ -12,7 +12,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::catalogue::command::NewHistory;
-use crate::catalogue::{Action, Catalogue, Command};
+use crate::catalogue::{Action, Catalogue, Command, Refused};
 use crate::cluster::now;
 use crate::server::{self, StartError};
 use crate::settings::{Settings, SettingsError, Wanted};
@@ -35,6 +35,9 @@ pub enum FailedRestore {
     /// The new cluster.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The catalogue did not take the new history.
+    #[error("the new history was refused: {0}")]
+    Refused(#[from] Refused),
     /// The cluster is not lost.
     #[error(
         "controllers of the cluster in the backup still answer: {}. As long as a majority of them lives nothing has to \
@@ -107,10 +110,17 @@ async fn refuse_alive(origin: &Origin) -> Result<(), FailedRestore> {
 }
 
 /// The first entry of the new history.
-async fn begin(dir: &Path, settings: &Settings, of: &Description, timing: Timing) -> Result<(), StartError> {
-    let node = server::open(dir, settings, timing).await?;
+async fn begin(
+    dir: &Path,
+    settings: &Settings,
+    of: &Description,
+    timing: Timing,
+) -> Result<(), FailedRestore> {
+    let node = server::open(dir, settings, timing)
+        .await
+        .map_err(StartError::from)?;
     let done = async {
-        node.lead_alone().await?;
+        node.lead_alone().await.map_err(StartError::from)?;
         let command = Command {
             at: now(),
             action: Action::BeginHistory(NewHistory {
@@ -119,8 +129,9 @@ async fn begin(dir: &Path, settings: &Settings, of: &Description, timing: Timing
                 backup_at: of.at.clone(),
             }),
         };
-        node.propose(command).await.map_err(StartError::Init)?.ok();
-        Ok::<(), StartError>(())
+        // Without it every row would be trusted as it stands in the backup.
+        node.propose(command).await.map_err(StartError::Init)??;
+        Ok::<(), FailedRestore>(())
     };
     let result = done.await;
     node.shutdown().await;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use uuid::Uuid;
 
-use crate::catalogue::{Action, Catalogue, Command};
+use crate::catalogue::{Action, Catalogue, Command, Refused};
 use crate::cluster::{Cluster, now};
 use crate::rest::{Front, app};
 use crate::settings::{Settings, SettingsError};
@@ -62,6 +62,9 @@ pub enum StartError {
     /// The new cluster did not take its identity.
     #[error("the new cluster does not work: {0}")]
     Init(#[source] ProposeError),
+    /// The new cluster refused its identity.
+    #[error("no cluster was made: {0}")]
+    Refused(#[from] Refused),
     /// The cluster did not take it in.
     #[error("the controller could not join: {0}")]
     Join(#[from] JoinError),
@@ -98,9 +101,8 @@ pub async fn init(dir: &Path, settings: Settings, timing: Timing) -> Result<Sett
             at: now(),
             action: Action::InitCluster { id: Uuid::new_v4() },
         };
-        if let Err(refused) = node.propose(command).await.map_err(StartError::Init)? {
-            tracing::warn!(%refused, "the new cluster has no identity");
-        }
+        // One that is there already is no refusal: an attempt before was cut off.
+        node.propose(command).await.map_err(StartError::Init)??;
         let command = Command {
             at: now(),
             action: Action::AddSigner {

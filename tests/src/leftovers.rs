@@ -29,19 +29,23 @@ pub fn new_root() -> anyhow::Result<PathBuf> {
     Ok(root)
 }
 
+/// What is named `PREFIX`, then the id of a process that is no more.
+pub fn of_the_dead(place: &str, prefix: &str) -> Vec<String> {
+    let entries = fs::read_dir(place).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names
+        .filter(|name| {
+            let pid = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next());
+            let pid = pid.and_then(|pid| pid.parse::<i32>().ok());
+            pid.is_some_and(process::is_gone)
+        })
+        .collect()
+}
+
 /// Removes what tests left that were killed themselves.
 pub fn sweep() {
-    for entry in fs::read_dir(PLACE).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').next())
-            .and_then(|pid| pid.parse::<i32>().ok());
-        if let Some(pid) = owner
-            && process::is_gone(pid)
-        {
-            remove(&entry.path());
-        }
+    for name in of_the_dead(PLACE, PREFIX) {
+        remove(&Path::new(PLACE).join(name));
     }
     network::sweep();
     forget_clocks();

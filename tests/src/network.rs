@@ -23,7 +23,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::geteuid;
 
-use crate::process;
+use crate::leftovers;
 
 /// Ports are the same on every machine, so that filters can tell kinds of traffic apart.
 pub const PEER_PORT: u16 = 3369;
@@ -272,17 +272,8 @@ impl Drop for Network {
 
 /// Removes the networks of tests that were killed.
 pub fn sweep() {
-    for entry in fs::read_dir(PLACE).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').next())
-            .and_then(|pid| pid.parse::<i32>().ok());
-        if let Some(pid) = owner
-            && process::is_gone(pid)
-        {
-            remove(&name);
-        }
+    for name in leftovers::of_the_dead(PLACE, PREFIX) {
+        remove(&name);
     }
 }
 

@@ -60,7 +60,7 @@ fn volume_and_node(line: &[u8], dir: &Path) -> Option<(String, String)> {
     Some((volume, node))
 }
 
-/// Loop devices and the files they show.
+/// Loop devices and the files they show; those on no file are left out.
 fn loops(block: &Path) -> Vec<(u32, PathBuf)> {
     let entries = fs::read_dir(block).into_iter().flatten().flatten();
     let one = |entry: fs::DirEntry| {
@@ -77,7 +77,7 @@ fn is_of(file: &Path, volume: &str) -> bool {
     file.components().any(|part| part.as_os_str() == volume)
 }
 
-/// What is mounted from a loop device, stacked on it, or has it open.
+/// What is mounted from a loop device, stacked on it, or has it open, as far as it can be seen.
 fn users(number: u32) -> Vec<String> {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut users = mounts(&mountinfo, number);

@@ -33,6 +33,7 @@ pub(crate) fn is_ours(pid: i32, dir: &Path) -> bool {
 
 /// Every daemon and engine of the cluster in `dir`.
 pub(crate) fn all(dir: &Path) -> Vec<i32> {
+    // Without /proc nothing would have started either.
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };

@@ -47,6 +47,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 64 << 20;
 /// Pages of one list; the server's pages hold at least a hundred objects.
 const MAX_PAGES: usize = 100_000;
+const NO_SCHEME: &str = "it does not begin with http://";
 
 /// How to reach the cluster.
 #[derive(Clone, Debug)]
@@ -338,7 +339,12 @@ fn check_url(given: &str) -> Result<String, SetupError> {
     let url = given.trim().trim_end_matches('/');
     let parsed = reqwest::Url::parse(url).map_err(|source| SetupError::Url {
         url: given.to_owned(),
-        why: source.to_string(),
+        // "relative URL without a base" helps nobody who left it out.
+        why: if url.contains("://") {
+            source.to_string()
+        } else {
+            NO_SCHEME.to_owned()
+        },
     })?;
     match parsed.scheme() {
         "http" => {}
@@ -348,7 +354,7 @@ fn check_url(given: &str) -> Result<String, SetupError> {
             });
         }
         _ => {
-            let why = "it does not begin with http://".to_owned();
+            let why = NO_SCHEME.to_owned();
             return Err(SetupError::Url {
                 url: given.to_owned(),
                 why,

@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use stor_proto::satellite::{ReplicaState, Stored};
 use stor_replication::catalogue::MAX_REPLICAS;
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
-use uuid::Uuid;
 
 use super::{Findings, Found};
 use crate::catalogue::command::{AdoptedOwner, AdoptedReplica, Adoption, Purpose};
@@ -52,6 +51,7 @@ pub enum Cannot {
 struct Told<'a> {
     found: Found<'a>,
     stored: &'a Stored,
+    lineage: Lineage,
 }
 
 impl Told<'_> {
@@ -68,7 +68,7 @@ impl Told<'_> {
     }
 
     fn lineage(&self) -> Lineage {
-        Lineage(self.stored.lineage.parse::<Uuid>().unwrap_or_default())
+        self.lineage
     }
 }
 
@@ -85,9 +85,14 @@ pub fn adoption(
         .filter(|found| found.is_there())
         .filter_map(|found| {
             let stored = found.report.stored.as_ref()?;
+            // Without a lineage that can be read it is no replica that anything could be decided by.
+            let lineage = stored.lineage.parse().map(Lineage).inspect_err(|error| {
+                tracing::warn!(volume = %id, node = found.node, %error, "a replica of no lineage");
+            });
             Some(Told {
                 found: *found,
                 stored,
+                lineage: lineage.ok()?,
             })
         })
         .collect();
@@ -356,5 +361,6 @@ fn risks(
 }
 
 fn best_volume(best: &Told<'_>) -> VolumeId {
+    // Reports without a valid id were dropped when they came.
     VolumeId(best.found.report.volume_id.parse().unwrap_or_default())
 }

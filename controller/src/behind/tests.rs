@@ -306,6 +306,14 @@ fn an_engine_goes_on_where_it_runs_and_an_unknown_volume_gets_a_row() {
 
     let none = world_without_members().adopt(None);
     assert_eq!(none, Err(Cannot::NoMember));
+    // A lineage that can't be read is not made up: the replicas would refuse whoever came with another.
+    assert_eq!(world_of_the_illegible().adopt(None), Err(Cannot::NoMember));
+}
+
+fn world_of_the_illegible() -> World {
+    let mut illegible = replica(0, view(7, 4), 7, &[0]);
+    illegible.stored.as_mut().unwrap().lineage = "nonsense".into();
+    world([Some(vec![illegible]), Some(Vec::new()), Some(Vec::new())])
 }
 
 fn world_without_members() -> World {

@@ -16,6 +16,7 @@ pub(super) type Answer = Result<Response, Failure>;
 /// An object with its revision as ETag.
 pub(super) fn object<T: Serialize>(status: StatusCode, revision: u64, value: &T) -> Response {
     let mut response = (status, Json(value)).into_response();
+    // A number always is one.
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{revision}\"")) {
         response.headers_mut().insert(header::ETAG, tag);
     }
@@ -74,7 +75,8 @@ where
     F: Future<Output = Answer>,
 {
     if !manner.dry_run {
-        return made(cluster.propose(action).await??).await;
+        let shown = made(cluster.propose(action).await??).await;
+        return shown.map_err(Failure::after_change);
     }
     let mut look = cluster.look().await?;
     let steps = match catalogue::check(look.rows(), &action).await?? {

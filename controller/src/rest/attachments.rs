@@ -333,7 +333,8 @@ pub(super) async fn delete(
         drop(look);
         match cluster.propose(detach(manner.force)).await? {
             Ok(_) => {
-                let mut look = cluster.look().await?;
+                let unread = |trouble| Failure::from(trouble).after_change();
+                let mut look = cluster.look().await.map_err(unread)?;
                 let Some(row) = load::volume_named(look.rows(), &name).await? else {
                     return Ok(done());
                 };

@@ -192,8 +192,15 @@ fn stream(head: Vec<u8>, mut file: File) -> Response {
 
 /// Removes what backups that were cut off left behind.
 pub fn sweep(dir: &Path) {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    for entry in entries {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => {
+            tracing::warn!(path = %dir.display(), %error, "drafts of backups can't be looked for");
+            return;
+        }
+    };
+    // One that can't be looked at is left for the next start.
+    for entry in entries.flatten() {
         if entry
             .file_name()
             .to_str()

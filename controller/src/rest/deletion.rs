@@ -16,7 +16,7 @@ use stor_replication::catalogue::Refusal;
 
 use super::answer::{Answer, cut, done, plan};
 use super::extract::{At, IfMatch, List, Manner, Params};
-use super::problem::Failure;
+use super::problem::{Failure, NOT_FOUND};
 use super::volumes::{need, show_volume};
 use crate::behind;
 use crate::catalogue::command::ForcedDelete;
@@ -71,8 +71,8 @@ pub(super) async fn delete(
     cluster.propose(action).await??;
     // It may be gone by now.
     match show_volume(&cluster, &name, StatusCode::ACCEPTED).await {
-        Ok(response) => Ok(response),
-        Err(_) => Ok(done()),
+        Err(failure) if failure.code() == NOT_FOUND => Ok(done()),
+        shown => shown.map_err(Failure::after_change),
     }
 }
 

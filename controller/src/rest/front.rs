@@ -236,6 +236,7 @@ pub(super) fn unpacked(packed: HttpResponse) -> Response {
         if header.name == header::CONTENT_LENGTH.as_str() {
             continue;
         }
+        // They were headers before.
         if let (Ok(name), Ok(value)) = (
             HeaderName::try_from(header.name),
             HeaderValue::try_from(header.value),

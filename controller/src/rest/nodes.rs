@@ -1,5 +1,6 @@
 //! Nodes and their disks.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -80,7 +81,10 @@ pub(super) async fn create(
 /// A host name or address, without a port: the satellite tells its ports itself.
 fn check_address(address: &str) -> Result<(), Failure> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']' | '_' | '%');
-    if address.is_empty() || address.len() > 255 || !address.chars().all(allowed) {
+    // Numbers and dots alone are an IPv4 address or a slip of the pen, never a host's name.
+    let is_slip =
+        address.chars().all(|c| c.is_ascii_digit() || c == '.') && address.parse::<Ipv4Addr>().is_err();
+    if address.is_empty() || address.len() > 255 || !address.chars().all(allowed) || is_slip {
         return Err(Failure::invalid(format!(
             "{:?} is not an address; give a host name or an IP address",
             address.chars().take(80).collect::<String>()

@@ -37,6 +37,8 @@ impl Outcome {
     }
 }
 
+/// Code of [`Failure::not_found`].
+pub(super) const NOT_FOUND: &str = "not-found";
 /// Most of a title, characters: what is wrong with a request may be quoted from it, and that may be long.
 const TITLE: usize = 500;
 
@@ -91,8 +93,17 @@ impl Failure {
         self
     }
 
+    /// The change was made, and what came of it could not be read: asked again with the same condition it would be
+    /// refused because of itself.
+    pub(super) fn after_change(mut self) -> Self {
+        if self.outcome == Some(Outcome::NotDone) {
+            self.outcome = Some(Outcome::Unknown);
+        }
+        self
+    }
+
     pub(super) fn not_found(what: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not-found", format!("there is no {what}"))
+        Self::new(StatusCode::NOT_FOUND, NOT_FOUND, format!("there is no {what}"))
     }
 
     pub(super) fn conflict(code: &str, title: impl Into<String>) -> Self {

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::response::IntoResponse;
 
+use super::problem::{Failure, OUTCOME, Outcome};
 use super::{BELOW, documented, entrances, openapi};
 use crate::cluster::Cluster;
 
@@ -19,6 +21,25 @@ fn paths<S>(router: &Router<S>) -> BTreeSet<String> {
         .filter(|part| part.starts_with('/'))
         .map(str::to_owned)
         .collect()
+}
+
+/// A change with a condition that was made is not to be tried again: its answer would be that the condition fails.
+#[test]
+fn what_fails_after_a_change_may_have_been_done() {
+    let outcome = |failure: Failure| {
+        let response = failure.into_response();
+        let word = response
+            .headers()
+            .get(OUTCOME)
+            .map(|word| word.as_bytes().to_vec());
+        word.and_then(|word| Outcome::from_word(&word))
+    };
+    assert_eq!(outcome(Failure::no_leader()), Some(Outcome::NotDone));
+    assert_eq!(
+        outcome(Failure::no_leader().after_change()),
+        Some(Outcome::Unknown)
+    );
+    assert_eq!(outcome(Failure::not_found("x").after_change()), None);
 }
 
 #[test]

@@ -133,6 +133,7 @@ fn events(follow: Follow) -> impl Stream<Item = Result<Event, Infallible>> {
     });
     futures_util::StreamExt::flat_map(pages, |page| {
         stream::iter(page.into_iter().filter_map(|event| {
+            // Text and numbers always can be written.
             let data = serde_json::to_string(&event).ok()?;
             Some(Ok(Event::default().id(event.seq.to_string()).data(data)))
         }))

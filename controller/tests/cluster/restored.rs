@@ -49,6 +49,14 @@ fn code(error: &Error) -> String {
     }
 }
 
+/// Waits until nothing is left to be heard of the time before.
+async fn settled(client: &Client) {
+    until("all is settled", async || {
+        !checks(client).await.contains(&"CATALOGUE_RESTORED".to_owned())
+    })
+    .await;
+}
+
 async fn checks(client: &Client) -> Vec<String> {
     let status = client.status().await.unwrap();
     status.checks.into_iter().map(|check| check.code).collect()
@@ -246,10 +254,7 @@ async fn a_row_that_is_right_is_unlocked_once_every_storage_node_was_heard() {
         state(&client, "db1").await.0 == VolumeState::Healthy
     })
     .await;
-    until("all is settled", async || {
-        !checks(&client).await.contains(&"CATALOGUE_RESTORED".to_owned())
-    })
-    .await;
+    settled(&client).await;
     client.attach("db1", &on("k1")).await.unwrap();
     satellites.clear();
     running.stop().await;
@@ -344,10 +349,7 @@ async fn a_volume_that_went_on_is_locked_and_adopted_at_its_highest_view() {
     assert_eq!(code(&taken), "exists");
     let named = client.adopt_volume("found", &unknown).await.unwrap();
     assert_eq!((named.id.as_str(), named.size_bytes), (stranger, size));
-    until("all is settled", async || {
-        !checks(&client).await.contains(&"CATALOGUE_RESTORED".to_owned())
-    })
-    .await;
+    settled(&client).await;
     drop(satellites);
     running.stop().await;
 }

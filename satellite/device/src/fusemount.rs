@@ -119,6 +119,7 @@ pub fn is_available() -> Result<(), Unavailable> {
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        // A kernel that does not say gives no right.
         .unwrap_or(0);
     if effective >> MOUNT_CAPABILITY & 1 == 1 {
         Ok(())

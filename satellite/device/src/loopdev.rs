@@ -301,6 +301,7 @@ fn open_device(path: &Path, number: u32, read_only: bool) -> io::Result<File> {
     }
 }
 
+/// An attribute of a loop device; none when it is on no file.
 fn attribute(number: u32, name: &str) -> Option<Vec<u8>> {
     fs::read(format!("/sys/block/loop{number}/loop/{name}")).ok()
 }

@@ -5,14 +5,13 @@
 //! both would be following two catalogues that give the same epochs away. So a node that has heard a generation
 //! never goes back to a lower one, nor to another history of the same.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::durable::{self, ReplaceError};
+use super::durable::{self, ReplaceError, Unreadable};
 
 /// The newest version this program reads.
 const VERSION: u32 = 1;
@@ -83,25 +82,12 @@ impl Pin {
     /// Reads the record; an absent file follows whoever comes first.
     pub fn load(path: &Path) -> Result<Self, PinError> {
         let path = path.to_owned();
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { path, followed: None });
-            }
-            Err(source) => return Err(PinError::Read { path, source }),
-        };
-        let followed: Followed = serde_json::from_slice(&text).map_err(|source| PinError::Damaged {
-            path: path.clone(),
-            source,
-        })?;
-        if followed.version > VERSION {
-            let version = followed.version;
-            return Err(PinError::Newer { path, version });
+        match durable::read_record(&path, VERSION) {
+            Ok(followed) => Ok(Self { path, followed }),
+            Err(Unreadable::Read(source)) => Err(PinError::Read { path, source }),
+            Err(Unreadable::Damaged(source)) => Err(PinError::Damaged { path, source }),
+            Err(Unreadable::Newer(version)) => Err(PinError::Newer { path, version }),
         }
-        Ok(Self {
-            path,
-            followed: Some(followed),
-        })
     }
 
     /// Follows a catalogue from now on, durably, or refuses it.
@@ -142,6 +128,8 @@ impl Pin {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -163,7 +151,7 @@ mod tests {
         pin.admit("f", 5).unwrap();
         fs::write(&path, b"{").unwrap();
         assert!(matches!(Pin::load(&path), Err(PinError::Damaged { .. })));
-        fs::write(&path, br#"{"version":2,"history":"x","generation":9}"#).unwrap();
+        fs::write(&path, br#"{"version":2,"otherwise":9}"#).unwrap();
         assert!(matches!(
             Pin::load(&path),
             Err(PinError::Newer { version: 2, .. })

@@ -6,7 +6,6 @@
 //! volume's data would be gone. What is written here was there once and is not made again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use stor_replication::ids::{ReplicaId, VolumeId};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::durable::{self, ReplaceError};
+use super::durable::{self, ReplaceError, Unreadable};
 
 /// The newest version this program reads.
 const VERSION: u32 = 1;
@@ -80,32 +79,18 @@ pub struct Known {
 impl Known {
     /// Reads the record; an absent file is an empty record.
     pub fn load(path: &Path) -> Result<Self, KnownError> {
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
         let path = path.to_owned();
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let content = Content {
-                    version: VERSION,
-                    pools: BTreeMap::new(),
-                    made: BTreeSet::new(),
-                };
-                return Ok(Self { path, content });
-            }
-            Err(source) => return Err(KnownError::Read { path, source }),
+        let content = match durable::read_record(&path, VERSION) {
+            Ok(Some(content)) => content,
+            Ok(None) => Content {
+                version: VERSION,
+                pools: BTreeMap::new(),
+                made: BTreeSet::new(),
+            },
+            Err(Unreadable::Read(source)) => return Err(KnownError::Read { path, source }),
+            Err(Unreadable::Damaged(source)) => return Err(KnownError::Damaged { path, source }),
+            Err(Unreadable::Newer(version)) => return Err(KnownError::Newer { path, version }),
         };
-        let damaged = |source| KnownError::Damaged {
-            path: path.clone(),
-            source,
-        };
-        let Version { version } = serde_json::from_slice(&text).map_err(damaged)?;
-        if version > VERSION {
-            return Err(KnownError::Newer { path, version });
-        }
-        let content = serde_json::from_slice(&text).map_err(damaged)?;
         Ok(Self { path, content })
     }
 

@@ -303,6 +303,7 @@ impl Session {
             if now.duration_since(open.asked) < age {
                 continue;
             }
+            // One that can't be put into a message was refused when it was asked first.
             if let Ok(message) = open.ask.message(*id) {
                 open.asked = now;
                 send(&connection.outgoing, FromSatellite::Request(message)).await?;

@@ -141,7 +141,10 @@ impl KernelDevices {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(failed("list", &self.directory, error)),
         };
-        for link in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        for entry in entries {
+            let link = entry
+                .map_err(|error| failed("list", &self.directory, error))?
+                .path();
             let points_here = fs::read_link(&link).is_ok_and(|target| devices.contains(&target));
             if points_here {
                 fs::remove_file(&link).map_err(|error| failed("remove", &link, error))?;
@@ -174,7 +177,8 @@ impl KernelDevices {
         let file = fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file"));
         Ok(match file {
             // A loop device that is on no file: what a crash left, whosever it was.
-            Err(_) => Owner::Us,
+            Err(error) if is_absent(&error) => Owner::Us,
+            Err(error) => return Err(failed("look at", link, error)),
             Ok(_) if ours => Owner::Us,
             Ok(file) => Owner::Other(format!(
                 "a link to {}, which is on {}",
@@ -183,6 +187,15 @@ impl KernelDevices {
             )),
         })
     }
+}
+
+/// sysfs has no such attribute, or not any more.
+fn is_absent(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO)
+    )
 }
 
 enum Owner {

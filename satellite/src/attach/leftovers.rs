@@ -19,6 +19,7 @@ pub(super) fn volumes(context: &Context) -> BTreeSet<VolumeId> {
     let directory = context.paths.engines();
     match fs::read_dir(&directory) {
         Ok(entries) => {
+            // What can't be looked at, and what is named otherwise, is not of ours.
             let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
             found.extend(names.filter_map(|name| Uuid::parse_str(&name).ok()).map(VolumeId));
         }

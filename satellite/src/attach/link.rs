@@ -109,6 +109,7 @@ impl Link {
             return false;
         };
         let Ok(length) = u32::try_from(text.len()) else {
+            tracing::error!(bytes = text.len(), "a message to an engine that is too long");
             return false;
         };
         let mut frame = Vec::with_capacity(4 + text.len());
@@ -147,6 +148,7 @@ async fn run(link: u64, socket: PathBuf, queue: mpsc::Receiver<Vec<u8>>, events:
         } => error,
     };
     // The task of the volume is gone when this fails: nobody to tell.
+    // The volume's task is gone when this fails, and with it the interest.
     drop(tell(News::Lost(error)).await);
 }
 

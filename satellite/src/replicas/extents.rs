@@ -16,6 +16,7 @@ use stor_replication::range::{ByteRange, SECTOR};
 pub(super) fn find(file: impl AsFd, range: ByteRange) -> Vec<Extent> {
     let end = range.end();
     // Beyond the end of a file everything would look like a hole.
+    // A file that can't be asked has no holes.
     let size = fstat(&file)
         .ok()
         .and_then(|stat| u64::try_from(stat.st_size).ok());
@@ -38,6 +39,7 @@ pub(super) fn find(file: impl AsFd, range: ByteRange) -> Vec<Extent> {
             hole
         } else {
             // From the data found: before it, in the same sector, may be the end of a hole.
+            // Without an answer it is data to the end.
             let hole = seek(&file, SeekFrom::Hole(data)).unwrap_or(end);
             hole.max(data + 1).next_multiple_of(SECTOR).min(end)
         };

@@ -33,6 +33,7 @@ pub(super) struct Gate {
 impl Gate {
     /// Lets nobody in: it has no keys yet.
     pub(super) fn new() -> Self {
+        // Only tests set it; without a number the clock is right.
         let ahead = std::env::var(TEST_CLOCK_AHEAD).ok();
         let ahead = ahead.and_then(|seconds| seconds.parse().ok());
         Self {

@@ -3,8 +3,10 @@
 mod errands;
 mod extents;
 mod gate;
+mod making;
 mod open;
 mod pre_sync;
+mod report;
 mod serve;
 mod server;
 pub(crate) mod snapshot;

@@ -6,13 +6,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use stor_device::{BufPool, Choice, Completion, Fd, Outcome, Reactor, ReactorError, Waker, clock};
 use stor_replication::body::Body;
-use stor_replication::ids::{ConnId, Epoch, ReplicaId, View, VolumeId};
+use stor_replication::ids::{ConnId, ReplicaId, VolumeId};
 use stor_replication::replica::Event;
 use stor_replication::right::RightRefusal;
 use stor_replication::time::Time;
@@ -21,17 +21,15 @@ use stor_right::Granted;
 
 use super::errands::{Errand, says_full};
 use super::gate::Gate;
-use super::open::{self, Files, OpenError};
+use super::open::{Files, OpenError};
+use super::report::stored;
 use super::serve::{Asked, Served, Tokens, Work};
-use super::{About, ReplicaReport, ReplicaSpec, ReplicaState, Shared};
+use super::{ReplicaSpec, ReplicaState, Shared};
 use crate::channel::Channel;
 use crate::data::Data;
 
 /// Unused buffers kept: enough for a busy replica, little for an idle node.
 const KEEP: usize = 4 << 20;
-/// Replicas of one pool being made or opened at once; more wait their turn. A pool whose disk hangs holds up
-/// its own.
-const MAKING: usize = 2;
 /// Outcomes waiting to be taken; a thread with one more waits for its place.
 const MADE: usize = 64;
 /// Connections at once. An engine needs one per replica it uses.
@@ -40,14 +38,9 @@ const MAX_CONNECTIONS: usize = 8192;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long the thread sleeps at most.
 const NAP: Duration = Duration::from_secs(10);
-/// Pause before files that could not be opened are tried again.
-const RETRY: Duration = Duration::from_secs(5);
-/// The same while the last I/O of a process that was killed is still under way.
-const RETRY_IN_USE: Duration = Duration::from_millis(50);
-
 pub(super) type Key = (VolumeId, ReplicaId);
 /// How the making or opening of a replica's files went.
-type Made = (Key, PathBuf, Result<Files, OpenError>);
+pub(super) type Made = (Key, PathBuf, Result<Files, OpenError>);
 
 const ACCEPT: u64 = 1 << 56;
 const RECV: u64 = 2 << 56;
@@ -93,28 +86,28 @@ impl Tokens for ForReplica<'_> {
 pub(super) struct Loop<'a> {
     pub(super) reactor: Reactor,
     pool: BufPool,
-    shared: &'a Mutex<Shared>,
+    pub(super) shared: &'a Mutex<Shared>,
     listener: Fd,
     conns: HashMap<ConnId, Conn>,
     next_conn: u64,
-    wanted: HashMap<Key, ReplicaSpec>,
+    pub(super) wanted: HashMap<Key, ReplicaSpec>,
     pub(super) slots: HashMap<Key, Slot>,
     pending: Pending,
-    gate: Gate,
+    pub(super) gate: Gate,
     /// Deadlines of state machines; entries may be outdated, a tick too many does no harm.
-    due: BTreeSet<(Time, Key)>,
-    made: (SyncSender<Made>, Receiver<Made>),
+    pub(super) due: BTreeSet<(Time, Key)>,
+    pub(super) made: (SyncSender<Made>, Receiver<Made>),
     /// What others do for this thread.
     pub(super) errands: (SyncSender<Errand>, Receiver<Errand>),
     /// Errands that could not begin.
     pub(super) errands_failed: Vec<Errand>,
     /// By pool.
-    making: HashMap<PathBuf, usize>,
+    pub(super) making: HashMap<PathBuf, usize>,
     /// Connections with something to send.
     stirred: Vec<ConnId>,
     /// When to accept again after that failed.
     accept_at: Option<Time>,
-    changed: bool,
+    pub(super) changed: bool,
 }
 
 /// The thread's whole life.
@@ -125,6 +118,7 @@ pub(super) fn run(
 ) {
     let mut reactor = match Reactor::new(Choice::Auto) {
         Ok(reactor) => reactor,
+        // Whoever started this thread waits for the word; when it is gone, so is the satellite.
         Err(error) => return drop(tell.send(Err(error))),
     };
     let listener = match reactor.register(listener.into()) {
@@ -450,130 +444,7 @@ impl Loop<'_> {
         }
     }
 
-    /// Takes over what the agent wants served.
-    fn take_wanted(&mut self) {
-        let (keys, wanted) = {
-            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-            (shared.keys.take(), shared.wanted.take())
-        };
-        if let Some(keys) = keys {
-            self.gate.trust(keys);
-        }
-        let Some(wanted) = wanted else { return };
-        self.wanted = wanted
-            .into_iter()
-            .map(|spec| ((spec.volume, spec.replica), spec))
-            .collect();
-        let gone: Vec<Key> = self
-            .slots
-            .keys()
-            .filter(|key| !self.wanted.contains_key(key))
-            .copied()
-            .collect();
-        for key in gone {
-            match self.slots.get_mut(&key) {
-                Some(Slot::Served(served)) => {
-                    served.closing = true;
-                    for conn in served.conns.clone() {
-                        self.drop_conn(conn, "the replica is closed");
-                    }
-                    self.close_when_idle(key);
-                }
-                Some(Slot::Failed { .. }) => {
-                    self.slots.remove(&key);
-                }
-                Some(Slot::Making) | None => {}
-            }
-        }
-        for (key, slot) in &mut self.slots {
-            if let (Slot::Served(served), Some(spec)) = (slot, self.wanted.get(key)) {
-                served.spec.snapshots.clone_from(&spec.snapshots);
-            }
-        }
-        // A spec that changed (an unmade replica that is to be made now) is tried again at once.
-        self.slots.retain(|_, slot| !matches!(slot, Slot::Failed { .. }));
-        self.changed = true;
-    }
-
-    pub(super) fn close_when_idle(&mut self, key: Key) {
-        let idle =
-            matches!(self.slots.get(&key), Some(Slot::Served(served)) if served.closing && served.is_idle());
-        if idle && let Some(Slot::Served(served)) = self.slots.remove(&key) {
-            served.close(&mut self.reactor);
-            self.changed = true;
-        }
-    }
-
-    /// Starts making or opening what is wanted and not there.
-    fn begin_making(&mut self) {
-        let mut missing = Vec::new();
-        for (key, spec) in &self.wanted {
-            let busy = self.making.entry(pool_of(spec)).or_default();
-            if *busy < MAKING && !self.slots.contains_key(key) {
-                *busy += 1;
-                missing.push(spec.clone());
-            }
-        }
-        for spec in missing {
-            let (key, pool) = ((spec.volume, spec.replica), pool_of(&spec));
-            let place = pool.clone();
-            let (tell, waker) = (self.made.0.clone(), self.reactor.waker());
-            let thread = std::thread::Builder::new()
-                .name("make-replica".to_owned())
-                .spawn(move || {
-                    let made = open::make_if_asked(&spec).and_then(|()| open::open(&spec));
-                    // The server never goes away before its process.
-                    drop(tell.send((key, place, made)));
-                    waker.wake();
-                });
-            match thread {
-                Ok(_) => {
-                    self.slots.insert(key, Slot::Making);
-                }
-                Err(error) => {
-                    self.made_one(&pool);
-                    self.try_later(
-                        key,
-                        ReplicaState::Failed(format!("no thread to open it on: {error}")),
-                        RETRY,
-                    );
-                }
-            }
-            self.changed = true;
-        }
-    }
-
-    fn made_one(&mut self, pool: &Path) {
-        if let Some(busy) = self.making.get_mut(pool) {
-            *busy = busy.saturating_sub(1);
-        }
-    }
-
-    fn take_made(&mut self) {
-        while let Ok((key, pool, made)) = self.made.1.try_recv() {
-            self.made_one(&pool);
-            self.changed = true;
-            self.slots.remove(&key);
-            let Some(spec) = self.wanted.get(&key).cloned() else {
-                continue;
-            };
-            match made.and_then(|files| self.serve_files(key, spec, files)) {
-                Ok(()) => {}
-                Err(error @ OpenError::InUse { .. }) => {
-                    tracing::debug!(volume = %key.0, replica = %key.1, %error, "replica is not free yet");
-                    self.try_later(key, ReplicaState::Opening, RETRY_IN_USE);
-                }
-                Err(error) => {
-                    tracing::warn!(volume = %key.0, replica = %key.1, %error, "replica can't be served");
-                    let missing = matches!(error, OpenError::Missing);
-                    let failed = ReplicaState::Failed(error.to_string());
-                    self.try_later(key, if missing { ReplicaState::Missing } else { failed }, RETRY);
-                }
-            }
-        }
-    }
-
-    fn serve_files(&mut self, key: Key, spec: ReplicaSpec, files: Files) -> Result<(), OpenError> {
+    pub(super) fn serve_files(&mut self, key: Key, spec: ReplicaSpec, files: Files) -> Result<(), OpenError> {
         let core = files.load(&spec, now())?;
         let register = |source| OpenError::File {
             what: "use",
@@ -589,21 +460,6 @@ impl Loop<'_> {
         );
         Ok(())
     }
-
-    fn try_later(&mut self, key: Key, state: ReplicaState, pause: Duration) {
-        let again = now() + pause;
-        self.due.insert((again, key));
-        self.slots.insert(key, Slot::Failed { state, again });
-        self.changed = true;
-    }
-
-    fn publish(&mut self) {
-        if !std::mem::take(&mut self.changed) {
-            return;
-        }
-        let report = self.slots.iter().map(|(key, slot)| report(*key, slot)).collect();
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).report = report;
-    }
 }
 
 /// The pool's directory: that of the volume's, which the replica's files are in.
@@ -611,43 +467,6 @@ pub(super) fn pool_of(spec: &ReplicaSpec) -> PathBuf {
     spec.data.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned()
 }
 
-fn report(key: Key, slot: &Slot) -> ReplicaReport {
-    let (state, superblock) = match slot {
-        Slot::Making => (ReplicaState::Opening, None),
-        Slot::Served(served) => (
-            if served.core().superblock().failed {
-                ReplicaState::Failed("its disk failed a write or a flush; see the satellite's log".to_owned())
-            } else {
-                ReplicaState::Ready
-            },
-            Some(served.core().superblock()),
-        ),
-        Slot::Failed { state, .. } => (state.clone(), None),
-    };
-    ReplicaReport {
-        volume: key.0,
-        replica: key.1,
-        state,
-        stored: superblock.map_or(View::default(), |superblock| superblock.view),
-        about: superblock.map(About::from),
-        snapshots: match slot {
-            Slot::Served(served) => served.snapshots(),
-            Slot::Making | Slot::Failed { .. } => BTreeSet::new(),
-        },
-    }
-}
-
-/// What of a report can change by a step; without what would have to be copied.
-fn stored(served: &Served) -> (View, Epoch, usize, bool) {
-    let superblock = served.core().superblock();
-    (
-        superblock.view,
-        superblock.fence,
-        superblock.in_sync.len(),
-        superblock.failed,
-    )
-}
-
-fn now() -> Time {
+pub(super) fn now() -> Time {
     Time(clock::boottime())
 }

@@ -98,15 +98,7 @@ async fn it_does_not_outlive_a_take_over_by_another_node() {
     *world.catalogue.away.lock().unwrap() = true;
     world.kill();
     world.gone().await;
-    for (owner, epoch) in [("k2", 1), (NODE, 2)] {
-        let mut row = world.catalogue.row.lock().unwrap();
-        let attach = Change::Attach {
-            owner: owner.to_owned(),
-            expect: Epoch(epoch),
-            force: true,
-        };
-        *row = decide(&row, &attach).unwrap();
-    }
+    world.catalogue.taken_over_and_back();
     world.restart_agent().await;
     *world.catalogue.away.lock().unwrap() = false;
     world.serve();

@@ -39,6 +39,8 @@ fn wrong_command_lines_get_one_clear_error_and_their_exit_status() -> anyhow::Re
             (&["volume", "detach", "nope"], 3, "nope"),
             (&["node", "create", "s1", "127.0.0.9"], 4, "s1"),
             (&["node", "create", "n9", "not an address"], 2, "address"),
+            (&["node", "create", "n9", "300.1.1.1"], 2, "address"),
+            (&["volume", "create", "v9", "-5"], 2, "size"),
             (&["node", "describe", "nope"], 3, "nope"),
             (&["node", "delete", "s1", "--yes"], 4, "s1"),
             (

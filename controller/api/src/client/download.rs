@@ -54,6 +54,7 @@ impl Client {
             if !response.status().is_success() {
                 let status = response.status().as_u16();
                 let content = tokio::time::timeout(SILENCE, response.bytes()).await;
+                // Without its text the status alone says what it is.
                 let content = content.ok().and_then(Result::ok).map(|bytes| bytes.to_vec());
                 let answer = Answer {
                     status,

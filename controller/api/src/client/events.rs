@@ -100,6 +100,7 @@ impl EventStream {
                     return Ok(Some(event));
                 }
             }
+            // However it ended: it is opened again where it was.
             let Ok(Ok(Some(chunk))) = tokio::time::timeout(SILENCE, open.response.chunk()).await else {
                 return Ok(None);
             };
@@ -136,7 +137,10 @@ impl EventStream {
                 buffer: Vec::new(),
             });
         }
-        let content = response.bytes().await.map(|b| b.to_vec()).unwrap_or_default();
+        let content = tokio::time::timeout(SILENCE, response.bytes()).await;
+        // Without its text the status alone says what it is.
+        let content = content.ok().and_then(Result::ok).map(|bytes| bytes.to_vec());
+        let content = content.unwrap_or_default();
         let answer = super::Answer { status, content };
         if status == 503 {
             return Err(unreachable(Tried::busy(url, &answer)));

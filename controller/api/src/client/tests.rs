@@ -308,7 +308,7 @@ fn urls_are_checked() {
     let of = |url: &str| check_url(url).map_err(|e| e.to_string());
     assert_eq!(of("http://127.0.0.1:3370/"), Ok("http://127.0.0.1:3370".into()));
     assert!(of("https://c1:3370").unwrap_err().contains("TLS"));
-    assert!(of("127.0.0.1:3370").is_err());
+    assert!(of("127.0.0.1:3370").unwrap_err().contains("begin with http://"));
     assert!(of("http://c1:3370/api/v1").unwrap_err().contains("HOST:PORT"));
     assert!(of("ftp://c1").unwrap_err().contains("http://"));
 }

@@ -176,7 +176,7 @@ impl Apply<'_> {
             }
             return Err(Refused::Exists {
                 object,
-                difference: "its values are others".into(),
+                difference: class_difference(&class.wish, wish),
             }
             .into());
         }
@@ -237,4 +237,30 @@ fn difference(is: &PoolWish, wish: &PoolWish) -> Option<String> {
     }
     (is.overprovision_milli != wish.overprovision_milli)
         .then(|| "its over-provisioning limit is another".to_owned())
+}
+
+/// The first value of a class that is not the one asked for.
+fn class_difference(is: &ClassWish, wish: &ClassWish) -> String {
+    if is.replicas != wish.replicas {
+        return format!("its number of replicas is {}", is.replicas);
+    }
+    if is.tags != wish.tags {
+        return if is.tags.is_empty() {
+            "it has no tags".to_owned()
+        } else {
+            format!("its tags are {}", is.tags.join(", "))
+        };
+    }
+    let values = [
+        ("pool", &is.pool, &wish.pool),
+        ("transport", &is.transport, &wish.transport),
+        ("spread", &is.spread, &wish.spread),
+        ("together", &is.together, &wish.together),
+    ];
+    let differing = values.into_iter().find(|(_, is, wished)| is != wished);
+    match differing {
+        Some((what, Some(value), _)) => format!("its {what} is {value}"),
+        Some((what, None, _)) => format!("it has no {what}"),
+        None => "its values are others".to_owned(),
+    }
 }

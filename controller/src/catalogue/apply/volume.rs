@@ -268,7 +268,8 @@ impl Apply<'_> {
 fn difference(volume: &Volume, new: &NewVolume) -> String {
     let (is, wish) = (&volume.wish, &new.wish);
     if is.size != wish.size {
-        return format!("its size is {} bytes", is.size);
+        let shown = stor_api::size::format(is.size);
+        return format!("its size is {shown} ({} bytes)", is.size);
     }
     if is.class != wish.class {
         return match &is.class {

@@ -53,8 +53,28 @@ async fn creates_are_idempotent_and_differences_are_named() {
     let refused = c.run(Action::CreateVolume(larger)).await.unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "volume v1 exists already and differs: its size is 10737418240 bytes"
+        "volume v1 exists already and differs: its size is 10.0 GiB (10737418240 bytes)"
     );
+
+    let class = |replicas, transport: Option<&str>| {
+        Action::CreateClass(ClassWish {
+            name: "gold".into(),
+            replicas,
+            pool: None,
+            tags: Vec::new(),
+            transport: transport.map(str::to_owned),
+            spread: None,
+            together: None,
+        })
+    };
+    assert_eq!(c.run(class(3, Some("fuse"))).await, Ok(Outcome::Created));
+    for (other, difference) in [
+        (class(2, Some("fuse")), "its number of replicas is 3"),
+        (class(3, None), "its transport is fuse"),
+    ] {
+        let refused = c.run(other).await.unwrap_err().to_string();
+        assert!(refused.ends_with(difference), "{refused}");
+    }
 }
 
 #[tokio::test]

@@ -64,6 +64,13 @@ fn an_engine_begins_by_connecting_to_all() {
     assert_eq!(engine.state(at(1000)), State::Starting);
 }
 
+fn connected(link: u64) -> Event<u64> {
+    Event::Connected {
+        replica: A,
+        link: LinkId(link),
+    }
+}
+
 #[test]
 fn a_connection_is_opened_then_told_the_view() {
     let mut engine = new_engine();
@@ -73,14 +80,7 @@ fn a_connection_is_opened_then_told_the_view() {
         ..header(Kind::Open, A, 1)
     };
     assert_eq!(
-        engine_step(
-            &mut engine,
-            1001,
-            Event::Connected {
-                replica: A,
-                link: LinkId(1)
-            }
-        ),
+        engine_step(&mut engine, 1001, connected(1)),
         [Command::Send {
             replica: A,
             link: LinkId(1),
@@ -118,17 +118,7 @@ fn a_connection_is_opened_then_told_the_view() {
 fn an_attempt_that_came_too_late_is_nobodys() {
     let mut engine = new_engine();
     engine_step(&mut engine, 1000, Event::Tick);
-    assert_eq!(
-        engine_step(
-            &mut engine,
-            1001,
-            Event::Connected {
-                replica: A,
-                link: LinkId(77)
-            }
-        ),
-        []
-    );
+    assert_eq!(engine_step(&mut engine, 1001, connected(77)), []);
     let late = Event::Answer {
         replica: A,
         link: LinkId(77),

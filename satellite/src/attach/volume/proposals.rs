@@ -62,6 +62,7 @@ impl VolumeTask {
         let (asker, volume) = (self.context.asker.clone(), self.volume);
         self.questions.spawn(async move {
             loop {
+                // No answer any more: the agent ends.
                 let reply = asker.ask(volume, change.clone()).await.ok()?;
                 match (&purpose, &reply) {
                     // No outcome is ever made up, and this is none: the engine waits for one.
