@@ -96,6 +96,7 @@ impl Engine {
             reason: String::new(),
             syncing: Vec::new(),
             counters: Counters::default(),
+            snapshot: None,
         };
         send(stream, &FromEngine::Report(report))?;
         if self.name().starts_with("proposer") && !self.outcome {

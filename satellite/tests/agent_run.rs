@@ -131,6 +131,7 @@ impl World {
             create: true,
             in_sync: true,
             delete: false,
+            source: None,
         }
     }
 

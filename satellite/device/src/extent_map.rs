@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn a_file_of_its_own_shares_nothing() {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[1; 1 << 20]).unwrap();
+        file.write_all(&vec![1; 1 << 20]).unwrap();
         match space(&file) {
             Ok(space) => {
                 assert!(space.allocated >= 1 << 20, "{space:?}");
