@@ -43,7 +43,8 @@ impl Cluster {
     pub(crate) fn prepare(place: Place, nodes: Option<u8>, global: &Global) -> Result<Self, Failure> {
         let programs = Programs::find()?;
         let mut record = fleet::complete(place.record()?, nodes)?;
-        if process::all(place.dir()).is_empty() {
+        let nobody_runs = process::all(place.dir()).is_empty();
+        if nobody_runs {
             fleet::move_taken(&mut record)?;
         }
         place.save(&record)?;
@@ -51,6 +52,10 @@ impl Cluster {
         let satellites = fleet::satellites(&place, &programs, &record);
         for daemon in controllers.iter().chain(&satellites) {
             daemon.write_script()?;
+            if nobody_runs {
+                // Left by a machine that lost its power: another daemon, or its script, may get the number now.
+                daemon.forget();
+            }
         }
         let urls: Vec<String> = record
             .controllers

@@ -97,7 +97,6 @@ fn file_systems_live_on_it_and_nothing_is_left() -> anyhow::Result<()> {
             let size = run_ok("blockdev", &["--getsize64", &attached.device])?;
             ensure!(size.trim() == (5 * volume::SIZE).to_string(), "{size}");
             clients::check_file_system(kind, &attached.device, &scratch)?;
-            clients::check_device_fio(&attached.device, 16, &scratch)?;
             leaves_nothing(volume, &attached.device)?;
         }
         Ok(())
