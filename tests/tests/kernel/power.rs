@@ -84,7 +84,7 @@ fn again_and_again(root: &Path) -> anyhow::Result<()> {
         // The volume was attached, and is again.
         if let Err(error) = vm.run_within(START, "until [ -b /dev/stor/db ]; do sleep 0.2; done") {
             let why = "tail -n 30 /srv/d/log /srv/d/q/log/*; storctl volume describe db; tail -n 20 /srv/d/q/log/k1.log /srv/d/q/k1/engines/*/engine.log";
-            println!("{:#?}", vm.try_run(&with_env(why))?);
+            eprintln!("{:#?}", vm.try_run(&with_env(why))?);
             return Err(error);
         }
         vm.run("mkdir /srv/tree && mount /dev/stor/db /srv/tree && umount /srv/tree")?;
