@@ -81,6 +81,7 @@ mod list {
         DrainAllButOne "R4" "a promise waits for all older I/O but the last";
         FenceNotStored "R4" "a promise does not wait for the fence to be durable";
         NoLeaseWait "R4" "a promise does not wait for the lease granted before";
+        LeaseOfTheFence "R4" "a restarted replica takes its lease for one of the engine that waits for it";
         LeaseForgotten "R4" "a restarted replica assumes that it had granted no lease";
         OlderEpochServed "R5" "an engine of an older epoch is let in";
         NoGrace "R5" "after an unclean end members are removed after half a second";
@@ -108,6 +109,7 @@ mod list {
         LossServed "R8" "an older client is served though no member is right";
         CacheNotCompared "R9" "the cache identity is not compared";
         FlushNotRecalled "R9" "flushes under way go on after a member lost its cache";
+        AnswerOfTheUnheard "R9" "an acknowledgement counts though its replica is not connected";
         WritesNotRecalled "R9" "a write under way is not sent again to a member that lost it";
         CopyNotVoided "R9" "a copy under way counts on a member that has lost it since";
         NotSentAgain "R9" "what was under way is not sent again";

@@ -7,7 +7,7 @@ use super::peer::Link;
 use super::{Command, Engine, FailReason, IDLE_TICK, LinkId, REQUEST_DEADLINE, SILENCE};
 use crate::bitmap::Bitmap;
 use crate::catalogue::EjectReason;
-use crate::ids::{OpId, ReplicaId};
+use crate::ids::{Loss, OpId, ReplicaId};
 use crate::info::Info;
 use crate::time::Time;
 use crate::wire::{Kind, flags};
@@ -112,7 +112,7 @@ impl<P: Clone> Engine<P> {
 
     /// A replica promised. Its identity is compared before anything is sent to it.
     pub(super) fn opened(&mut self, now: Time, replica: ReplicaId, info: &[u8], out: &mut Vec<Command<P>>) {
-        let Some(info) = Info::decode(info) else {
+        let Some(mut info) = Info::decode(info) else {
             return self.give_up_on(now, replica, EjectReason::Disagrees, out);
         };
         if info.stored.config > self.row.view.config {
@@ -132,7 +132,9 @@ impl<P: Clone> Engine<P> {
             peer.lost = true;
         }
         //= docs/replication.md#R9
-        if cache_lost && (self.may_lose(replica) || !self.members().any(|(_, other)| self.honours(other))) {
+        if cache_lost
+            && (self.may_lose(now, replica) || !self.members().any(|(_, other)| self.honours(other)))
+        {
             return self.give_up_on(now, replica, EjectReason::CacheLost, out);
         }
         if cache_lost {
@@ -148,6 +150,10 @@ impl<P: Clone> Engine<P> {
         peer.fault = None;
         peer.barred = None;
         let dirty = info.dirty;
+        // The word that it is right may have been lost with the last connection; it holds as long as its cache.
+        if !changed && peer.is_right() {
+            info.loss = Loss::NONE;
+        }
         peer.info = Some(info);
         self.spare_barred(now);
         if !member {
@@ -156,6 +162,7 @@ impl<P: Clone> Engine<P> {
         }
         self.tell_view(now, replica, out);
         self.resend(now, replica, link, out);
+        self.try_ack_all(now, out);
         if dirty == 0 {
             self.set_dirty(now, replica, Bitmap::new(self.regions()), out);
         } else {

@@ -5,7 +5,7 @@ use super::locks::Holder;
 use super::message::{Message, Purpose};
 use super::resync::Sync;
 use super::tracker::Moment;
-use super::{Command, Engine, IoError, OWN_IO, Phase, Request};
+use super::{Command, Engine, IoError, OWN_IO, Peer, Phase, Request};
 use crate::body::Body;
 use crate::extents::Extent;
 use crate::ids::{IoId, ReplicaId};
@@ -251,7 +251,15 @@ impl<P: Clone> Engine<P> {
         if self.gate || !matches!(self.phase, Phase::Active | Phase::Stopping { .. }) {
             return;
         }
-        let lacking = state.acked & self.required != self.required;
+        //= docs/replication.md#R9
+        // What it acknowledged it has as long as its connection stands; after that, when its cache was compared.
+        let open = |(_, peer): &(&ReplicaId, &Peer<P>)| peer.is_open() || defect!(AnswerOfTheUnheard);
+        let heard = self
+            .peers
+            .iter()
+            .filter(open)
+            .fold(0, |mask, (_, peer)| mask | peer.bit);
+        let lacking = state.acked & heard & self.required != self.required;
         let lacking = lacking && !(defect!(AnswerAfterFirst) && state.acked & self.required != 0);
         let lacking =
             lacking && !(defect!(FlushByOne) && matches!(state.request, Request::Flush) && state.acked != 0);

@@ -81,7 +81,8 @@ impl<P: Clone> Engine<P> {
         } else {
             Roster::default()
         };
-        let whole = self.phase_serves() && (self.unequal.is_clear() || self.source == Some(replica));
+        let right = self.source == Some(replica) || self.peers.get(&replica).is_some_and(Peer::is_right);
+        let whole = self.phase_serves() && (self.unequal.is_clear() || right);
         let mut flags = if member { flags::MEMBER } else { 0 };
         if let Some(peer) = self.peers.get_mut(&replica)
             && member
@@ -267,8 +268,9 @@ impl<P: Clone> Engine<P> {
 
     /// The set may do without this member, and without those that are to go anyway.
     //= docs/replication.md#R16
-    pub(super) fn may_lose(&self, replica: ReplicaId) -> bool {
-        let stay = |(id, peer): &(ReplicaId, &Peer<P>)| *id != replica && peer.fault.is_none();
+    pub(super) fn may_lose(&self, now: Time, replica: ReplicaId) -> bool {
+        let goes = |peer: &Peer<P>| peer.fault.is_some() || peer.is_away(now, self.grace());
+        let stay = |(id, peer): &(ReplicaId, &Peer<P>)| *id != replica && !goes(peer);
         self.members().filter(stay).count() >= self.row.least_in_sync()
     }
 

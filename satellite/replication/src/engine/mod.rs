@@ -62,8 +62,7 @@ pub use state::{Counters, FailReason, Progress, State};
 pub const UNREACHABLE_AFTER: Duration = Duration::from_millis(500);
 /// How long a new engine waits for members that do not answer, after an unclean end (R5).
 pub const START_GRACE: Duration = Duration::from_secs(30);
-// A replica whose process restarted may promise while an engine from before holds a lease of it; with every member
-// either promised or removed, that lease must be over.
+// A member that is removed unheard may have granted a lease just before: that must be over.
 const _: () = assert!(START_GRACE.as_millis() > crate::time::LEASE.as_millis());
 /// A request older than this removes its replica, though it shows life (slow disk).
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -168,7 +167,8 @@ impl<P: Clone> Engine<P> {
             phase: Phase::Starting { since: now },
             peers: BTreeMap::new(),
             required: 0,
-            gate: false,
+            // Whoever removed a member before may have died before any of the others had stored that (R2).
+            gate: !defect!(NoStoredView),
             proposal: None,
             refused_until: None,
             spared_since: None,

@@ -290,11 +290,19 @@ impl<P: Clone> Replica<P> {
                 cache.0.as_u128() ^ u128::from(failures) ^ FAILED_BEFORE,
             )),
         };
-        // A process that ended may have granted a lease just before: assume it did, if it ever promised.
+        // A process that ended may have granted a lease just before: assume it did, if it ever promised. To the last
+        // engine it stored a view of: leases from before that one were over when that was promised, a later one may
+        // have got as far as the fence while it waited for them.
+        //= docs/replication.md#R4
+        let holder = if defect!(LeaseOfTheFence) {
+            superblock.fence
+        } else {
+            superblock.view.epoch
+        };
         let lease = match superblock.fence {
             Epoch(0) => (Epoch(0), Time::default()),
             fence if defect!(LeaseForgotten) => (fence, now),
-            fence => (fence, now + LEASE),
+            _ => (holder, now + LEASE),
         };
         Ok(Self {
             volume,

@@ -4,7 +4,7 @@
 use stor_replication::catalogue::{Change, EjectReason, Refusal, decide};
 use stor_replication::engine::State;
 
-use super::bench::{A, B, C, Rig, block, row, view};
+use super::bench::{A, B, C, Rig, block, cache, lost, row, view};
 
 #[test]
 fn the_catalogue_refuses_to_shrink_below_the_minimum() {
@@ -58,4 +58,31 @@ fn the_last_member_is_never_removed() {
     rig.back(A);
     rig.run(2000);
     assert_eq!(rig.done[&1], Ok(None));
+}
+
+#[test]
+fn a_member_that_reboots_while_another_is_away_for_good_stays_and_is_made_good() {
+    let mut rig = Rig::serving(row(&[A, B, C], &[], 2));
+    rig.write(1, block(0));
+    rig.run(20);
+    assert!(rig.is_done(1));
+    rig.lose(C);
+    rig.lose(A);
+    rig.run(1000);
+    assert_eq!(rig.proposed, []);
+    let info = rig.info.get_mut(&A).unwrap();
+    (info.cache, info.loss) = (cache(9), lost(3));
+    rig.back(A);
+    rig.write(2, block(9));
+    rig.run(5000);
+    let remove = Change::Remove {
+        expect: view(3, 1),
+        members: vec![(C, EjectReason::Unreachable)],
+    };
+    let proposed: Vec<Change> = rig.proposed.iter().map(|(_, change)| change.clone()).collect();
+    assert_eq!(proposed, [remove], "with A and B there are enough");
+    rig.decide();
+    rig.run(2000);
+    assert!(rig.is_done(2));
+    assert_eq!(rig.engine.unequal_bytes(), 0);
 }

@@ -58,3 +58,16 @@ fn an_answer_waits_for_the_catalogue_and_for_one_stored_view() {
     rig.answer_if(|sent| sent.header.kind == Kind::StoreView);
     assert_eq!(rig.done[&1], Ok(None));
 }
+
+#[test]
+fn a_new_engine_answers_no_write_before_one_member_has_stored_its_view() {
+    // The one before may have removed a member and died before any other had stored that.
+    let mut rig = Rig::new(row(&[A], &[B], 1), false, None);
+    rig.write(1, block(0));
+    rig.run_if(200, |sent| sent.header.kind != Kind::StoreView);
+    assert_eq!(rig.engine.state(rig.now), State::Serving);
+    assert!(!rig.is_done(1));
+    rig.answer_if(|sent| sent.header.kind == Kind::StoreView);
+    rig.run(20);
+    assert!(rig.is_done(1));
+}

@@ -106,3 +106,35 @@ fn a_restarted_replica_assumes_that_it_had_granted_a_lease() {
     let out = bench.tick(100);
     assert_eq!(status(&out, header.op), Some(Status::Ok));
 }
+
+#[test]
+fn a_lease_outlives_the_replica_that_had_stored_the_fence_of_the_next_engine() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    bench.store_view(1, view(1, 0), &[]);
+    // The next engine's fence is durable, its promise waits for the lease of the first; the process ends.
+    let mut header = bench.header(Kind::Open, view(2, 0));
+    header.flags = flags::MEMBER;
+    let mut out = bench.ask(2, header, Body::None);
+    out.extend(bench.stored());
+    assert_eq!(status(&out, header.op), None);
+    let mut bench = bench.restart(cache(1));
+    let mut out = bench.ask(3, header, Body::None);
+    out.extend(bench.stored());
+    out.extend(bench.tick(900));
+    assert_eq!(status(&out, header.op), None, "the first engine may still read");
+    let out = bench.tick(100);
+    assert_eq!(status(&out, header.op), Some(Status::Ok));
+}
+
+#[test]
+fn the_engine_it_served_is_let_in_at_once_after_a_restart() {
+    let mut bench = Bench::new();
+    bench.open(1, view(1, 0), &[]);
+    bench.store_view(1, view(1, 0), &[]);
+    let mut bench = bench.restart(cache(1));
+    let mut header = bench.header(Kind::Open, view(1, 0));
+    header.flags = flags::MEMBER;
+    let out = bench.ask(2, header, Body::None);
+    assert_eq!(status(&out, header.op), Some(Status::Ok));
+}

@@ -188,3 +188,23 @@ fn the_last_member_that_is_right_is_waited_for() {
     rig.run(15_000);
     assert_eq!(rig.proposed.len(), 1);
 }
+
+#[test]
+fn the_word_that_a_member_is_right_may_be_lost_with_its_connection() {
+    let mut rig = Rig::new(row(&[A, B], &[], 2), true, None);
+    rig.dirty.insert(A, 1);
+    rig.info.get_mut(&B).unwrap().loss = lost(3);
+    rig.run(500);
+    assert_eq!(rig.engine.unequal_bytes(), 0);
+    // B was made equal and told so; nothing of that was stored. It comes back as it was, while A loses its cache.
+    rig.lose(B);
+    rig.write(1, block(0));
+    rig.lose(A);
+    let info = rig.info.get_mut(&A).unwrap();
+    (info.cache, info.loss) = (cache(9), lost(7));
+    rig.back(A);
+    rig.back(B);
+    rig.run(3000);
+    assert_eq!(rig.engine.state(rig.now), State::Serving, "B has it all");
+    assert!(rig.is_done(1));
+}

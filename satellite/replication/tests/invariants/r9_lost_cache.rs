@@ -140,3 +140,26 @@ fn a_write_it_had_is_sent_to_it_again_before_it_is_answered() {
     rig.run(100);
     assert!(rig.is_done(1));
 }
+
+#[test]
+fn an_answer_counts_while_its_connection_stands() {
+    for same in [true, false] {
+        let mut rig = Rig::serving(row(&[A, B], &[], 2));
+        rig.write(1, block(0));
+        let of = |replica, kind| move |sent: &Sent| sent.replica == replica && sent.header.kind == kind;
+        rig.answer_if(of(A, Kind::Write));
+        rig.lose(A);
+        rig.answer_if(of(B, Kind::Write));
+        assert!(!rig.is_done(1), "A may have lost it by now");
+        if !same {
+            let info = rig.info.get_mut(&A).unwrap();
+            (info.cache, info.loss) = (cache(9), lost(3));
+        }
+        rig.back(A);
+        rig.run_if(200, |sent| sent.header.kind != Kind::Write);
+        assert_eq!(rig.is_done(1), same);
+        assert_eq!(rig.waiting(Kind::Write).contains(&A), !same);
+        rig.run(100);
+        assert!(rig.is_done(1));
+    }
+}
