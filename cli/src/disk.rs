@@ -74,6 +74,7 @@ mod tests {
             serial: String::new(),
             rotational,
             in_use: in_use.into(),
+            wipeable: false,
         };
         let text = table(&[
             disk("/dev/sda", false, "has partitions"),

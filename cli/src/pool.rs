@@ -1,7 +1,7 @@
 //! `storctl pool …`
 
-use clap::Subcommand;
-use stor_api::client::{Error, Wish};
+use clap::{Args, Subcommand};
+use stor_api::client::{Error, Filter, Wish};
 use stor_api::objects::{Pool, PoolChange, PoolSpec, PoolState};
 use stor_api::size;
 
@@ -24,9 +24,8 @@ pub(crate) enum PoolVerb {
         /// The node
         #[arg(long, add = completion::nodes(), value_parser = args::existing)]
         node: String,
-        /// Directory on the node that holds the replicas as files
-        #[arg(long, value_name = "PATH")]
-        dir: String,
+        #[command(flatten)]
+        place: Place,
         /// Tag, such as nvme, that volumes can ask for; repeatable
         #[arg(long, value_parser = args::tag)]
         tag: Vec<String>,
@@ -77,20 +76,45 @@ pub(crate) enum PoolVerb {
     },
 }
 
+/// Where a pool is.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct Place {
+    /// Directory on the node that holds the replicas as files
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["lvm_thin", "device"], conflicts_with_all = ["lvm_thin", "device"])]
+    dir: Option<String>,
+    /// LVM thin pool on the node; with --device, the names of what is made [default then: stor-NAME/thin]
+    #[arg(long, value_name = "VG/POOL")]
+    lvm_thin: Option<String>,
+    /// Unused disk of the node of which a volume group and thin pool are made; repeatable
+    #[arg(long, value_name = "DEV")]
+    device: Vec<String>,
+    /// Use a thin pool in a volume group that Stor did not make
+    #[arg(long, requires = "lvm_thin", conflicts_with = "device")]
+    adopt: bool,
+    /// Overwrite partitions, signatures and data on the disks; asks first
+    #[arg(long, requires = "device")]
+    wipe: bool,
+}
+
 /// Runs a verb.
 pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure> {
     match verb {
         PoolVerb::Create {
             name,
             node,
-            dir,
+            place,
             tag,
             overprovision,
         } => {
             let spec = PoolSpec {
                 name,
                 node,
-                dir,
+                dir: place.dir.unwrap_or_default(),
+                lvm_thin: place.lvm_thin.unwrap_or_default(),
+                devices: place.device,
+                adopt: place.adopt,
+                wipe: place.wipe,
                 tags: tag,
                 overprovision: overprovision.unwrap_or(0.0),
             };
@@ -145,6 +169,9 @@ async fn create(context: &Context, spec: &PoolSpec) -> Result<(), Failure> {
     if context.planned(&Wish::CreatePool(spec)).await? {
         return Ok(());
     }
+    if spec.wipe && !context.yes {
+        confirm_wipe(context, spec).await?;
+    }
     let client = &context.client;
     let is_new = matches!(
         client.pool(&spec.name, &spec.node).await,
@@ -166,6 +193,44 @@ async fn create(context: &Context, spec: &PoolSpec) -> Result<(), Failure> {
         ),
         _ => format!("pool {} on {} is being made\n", pool.name, pool.node),
     })
+}
+
+/// Shows what would be lost. Disks with nothing on them need no consent.
+async fn confirm_wipe(context: &Context, spec: &PoolSpec) -> Result<(), Failure> {
+    let filter = Filter {
+        node: Some(spec.node.clone()),
+        volume: None,
+    };
+    let disks = context.client.disks(&filter).await?;
+    let lost: Vec<_> = disks
+        .iter()
+        .filter(|disk| spec.devices.contains(&disk.path) && disk.wipeable)
+        .map(|disk| {
+            let known = [disk.model.as_str(), disk.serial.as_str()];
+            let known: Vec<_> = known.into_iter().filter(|word| !word.is_empty()).collect();
+            format!(
+                "{} ({}) {} {}",
+                disk.path,
+                size::format(disk.size_bytes),
+                known.join(" "),
+                disk.in_use
+            )
+        })
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let question = format!(
+        "Everything on these disks of node {} is lost:\n  {}\n",
+        spec.node,
+        lost.join("\n  ")
+    );
+    let devices = spec.devices.join(" --device ");
+    let again = format!(
+        "storctl pool create {} --node {} --device {devices} --wipe",
+        spec.name, spec.node
+    );
+    confirm(&question, &again)
 }
 
 async fn ready(context: &Context, spec: &PoolSpec, is_new: bool) -> Result<Pool, Failure> {
@@ -196,7 +261,8 @@ async fn unusable(context: &Context, pool: &Pool, is_new: bool) -> Failure {
     match context.client.delete_pool(&pool.name, &pool.node, false).await {
         Ok(()) => failure.help(format!(
             "nothing was made; try again when {} on {} is right",
-            pool.dir, pool.node
+            place(pool),
+            pool.node
         )),
         Err(error) => failure.help(format!(
             "it stays behind ({error}); take it away with `storctl pool delete {} --node {}`",
@@ -227,6 +293,10 @@ async fn delete(context: &Context, name: &str, node: &str, force: bool) -> Resul
         let question = format!("Pool {name} is taken away from node {node}.");
         confirm(&question, &format!("storctl pool delete {name} --node {node}"))?;
     }
+    let left = match context.client.pool(name, node).await {
+        Ok(pool) if pool.kind == "file" => "; its directory was left in place",
+        _ => "",
+    };
     context.client.delete_pool(name, node, force).await?;
     if !context.no_wait {
         wait::until(context, &format!("pool {name} on {node}"), || async {
@@ -240,8 +310,17 @@ async fn delete(context: &Context, name: &str, node: &str, force: bool) -> Resul
     }
     context.out.done(
         &Done::new("pool", name, "deleted").on(node),
-        &format!("pool {name} on {node} deleted; its directory was left in place"),
+        &format!("pool {name} on {node} deleted{left}"),
     )
+}
+
+/// What makes up a pool, for people.
+fn place(pool: &Pool) -> String {
+    if pool.devices.is_empty() {
+        pool.dir.clone()
+    } else {
+        format!("{} on {}", pool.dir, pool.devices.join(", "))
+    }
 }
 
 fn state(state: PoolState) -> Cell {
@@ -273,7 +352,8 @@ fn table(pools: &[Pool]) -> Table {
         Column::right("REPLICAS"),
         Column::optional("SNAPSHOTS"),
         Column::optional("TAGS"),
-        Column::left("DIRECTORY"),
+        Column::left("KIND"),
+        Column::left("PLACE"),
         Column::optional("ERROR"),
     ]);
     for pool in pools {
@@ -287,6 +367,7 @@ fn table(pools: &[Pool]) -> Table {
             pool.replicas.to_string().into(),
             pool.snapshots.clone().into(),
             pool.tags.join(" ").into(),
+            pool.kind.clone().into(),
             pool.dir.clone().into(),
             Cell::new(pool.error.as_str(), Tone::Bad),
         ]);
@@ -294,10 +375,23 @@ fn table(pools: &[Pool]) -> Table {
     table
 }
 
+/// How full a thin pool's metadata is.
+fn metadata(pool: &Pool) -> String {
+    if pool.metadata_capacity_bytes == 0 {
+        return String::new();
+    }
+    format!(
+        "{} of {} used",
+        size::format(pool.metadata_used_bytes),
+        size::format(pool.metadata_capacity_bytes)
+    )
+}
+
 fn describe(pool: &Pool) -> String {
     let snapshots = match pool.snapshots.as_str() {
         "reflink" => "reflink (instant, share space)",
-        "copy" => "copy (the file system has no reflinks)",
+        "copy" => "copy (the file system has no reflinks: each takes time, and space of its own)",
+        "thin" => "thin (instant, share space)",
         other => other,
     };
     let promised = if pool.capacity_bytes == 0 {
@@ -318,9 +412,18 @@ fn describe(pool: &Pool) -> String {
         .field("State", state(pool.state))
         .optional("Error", &pool.error)
         .field("Kind", pool.kind.as_str())
-        .field("Directory", pool.dir.as_str())
+        .field(
+            if pool.kind == "file" {
+                "Directory"
+            } else {
+                "Thin pool"
+            },
+            pool.dir.as_str(),
+        )
+        .optional("Disks", &pool.devices.join(" "))
         .field("Capacity", reported(pool, pool.capacity_bytes))
         .field("Free", reported(pool, pool.free_bytes))
+        .optional("Metadata", &metadata(pool))
         .field("Promised", promised)
         .optional("Snapshots", snapshots)
         .optional("Tags", &pool.tags.join(" "));
@@ -337,6 +440,9 @@ mod tests {
             node: "s1".into(),
             kind: "file".into(),
             dir: "/srv/stor".into(),
+            devices: Vec::new(),
+            metadata_capacity_bytes: 0,
+            metadata_used_bytes: 0,
             tags: vec!["nvme".into(), "gen4".into()],
             state: PoolState::Ready,
             error: String::new(),
@@ -373,5 +479,19 @@ mod tests {
     #[test]
     fn one() {
         insta::assert_snapshot!(plain(&describe(&pool())));
+    }
+
+    #[test]
+    fn a_thin_one() {
+        let thin = Pool {
+            kind: "lvm-thin".into(),
+            dir: "stor-sp01/thin".into(),
+            devices: vec!["/dev/sdb".into(), "/dev/sdc".into()],
+            metadata_capacity_bytes: 200 << 20,
+            metadata_used_bytes: 3 << 20,
+            snapshots: "thin".into(),
+            ..pool()
+        };
+        insta::assert_snapshot!(plain(&describe(&thin)));
     }
 }

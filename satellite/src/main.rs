@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use stor_replication::ids::VolumeId;
 use stor_satellite::agent::{self, Ending, Options};
 use stor_satellite::attach::transports;
+use stor_satellite::pool::disk::Looks;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -81,6 +82,9 @@ struct Run {
     /// Use only these transports: nbd, fuse, socket.
     #[arg(long, value_name = "LIST", value_parser = transport_list)]
     transports: Option<TransportList>,
+    /// List loop devices as disks too, so that pools can be made of them. For tests.
+    #[arg(long)]
+    loop_disks: bool,
 }
 
 /// A list as one value: a bare `Vec` would make clap take several arguments.
@@ -156,6 +160,9 @@ fn run_agent(run: Run) -> anyhow::Result<()> {
         data_address: run.data_address,
         device_dir: run.device_dir,
         transports: run.transports.map(|list| list.0),
+        looks: Looks {
+            loops: run.loop_disks,
+        },
         // The same file, even when an upgrade has put another one in its place.
         engine_program: PathBuf::from("/proc/self/exe"),
     };

@@ -23,14 +23,15 @@ fn spec(path: &Path) -> PoolSpec {
     PoolSpec {
         name: "sp01".to_owned(),
         path: path.to_owned(),
+        kind: stor_satellite::pool::Kind::File,
     }
 }
 
 fn opener() -> Opener {
     Opener {
         node: "s1".to_owned(),
-        known: None,
         pools: vec!["sp01".to_owned()],
+        ..Opener::default()
     }
 }
 
@@ -396,10 +397,10 @@ fn disks_in_use_say_what_for() {
         seen,
         [
             ("/dev/sda", Some("has 2 partitions")),
-            ("/dev/sdb", Some("mounted on /data")),
+            ("/dev/sdb", Some("is mounted on /data")),
             ("/dev/sdc", Some("has a signature (xfs)")),
             ("/dev/sdd", Some("has a partition table (gpt)")),
-            ("/dev/sde", Some("used by vg-lv (lvm)")),
+            ("/dev/sde", Some("is used by vg-lv (lvm)")),
             ("/dev/sdf", Some("is read-only")),
             ("/dev/sdg", None),
         ]

@@ -117,6 +117,7 @@ impl World {
             name: name.to_owned(),
             kind: "file".to_owned(),
             path: self.directory.path().join(name).display().to_string(),
+            ..Default::default()
         }
     }
 

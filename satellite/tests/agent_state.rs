@@ -96,6 +96,7 @@ fn desired(revision: u64) -> proto::Desired {
             name: "sp01".to_owned(),
             kind: "file".to_owned(),
             path: "/data".to_owned(),
+            ..Default::default()
         }],
         replicas: vec![replica(1)],
         engines: vec![engine(1, 5, 50)],

@@ -18,6 +18,7 @@ use stor_replication::catalogue::{Member, MemberState, VolumeRow, decide};
 use stor_replication::ids::{CacheId, ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use stor_right::{Keyring, Seconds, SignedRight, Signer, Statement, TrustedKey};
 use stor_satellite::control::{Config, FromEngine, Report, State, ToEngine, Transport};
+use stor_satellite::pool::backing::Room;
 use stor_satellite::replicas::{ReplicaSpec, ReplicaState, Server};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -62,6 +63,7 @@ impl Storage {
             let spec = ReplicaSpec {
                 volume,
                 replica: ReplicaId(number),
+                room: Room::Directory(dir.to_owned()),
                 data: dir.join(format!("r{number}.data")),
                 meta: dir.join(format!("r{number}.meta")),
                 size: SIZE,

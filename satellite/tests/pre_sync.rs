@@ -19,6 +19,7 @@ use stor_replication::ids::{CacheId, ConfigSeq, Epoch, Lineage, OpId, ReplicaId,
 use stor_replication::info::Roster;
 use stor_replication::wire::{Framed, HEADER, Header, Kind, Status, crc32c, flags};
 use stor_right::{Keyring, Seconds, Signer, Statement, TrustedKey};
+use stor_satellite::pool::backing::Room;
 use stor_satellite::replicas::{ReplicaSpec, ReplicaState, Server};
 use uuid::Uuid;
 
@@ -87,6 +88,7 @@ impl Storage {
         let spec = ReplicaSpec {
             volume: VolumeId(Uuid::new_v4()),
             replica: REPLICA,
+            room: Room::Directory(place.to_owned()),
             data: place.join("r1.data"),
             meta: place.join("r1.meta"),
             size: SIZE,

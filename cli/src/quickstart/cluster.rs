@@ -259,8 +259,7 @@ impl Cluster {
                 name: POOL.to_owned(),
                 node: name.clone(),
                 dir: dir.display().to_string(),
-                tags: Vec::new(),
-                overprovision: 0.0,
+                ..PoolSpec::default()
             };
             self.client
                 .create_pool(&spec)

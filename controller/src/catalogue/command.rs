@@ -300,6 +300,47 @@ pub struct Probe {
     pub remedy: String,
 }
 
+/// Kinds of pools.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolKind {
+    /// A directory.
+    #[default]
+    File,
+    /// An LVM thin pool.
+    LvmThin,
+}
+
+impl PoolKind {
+    /// As it is stored and told.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::LvmThin => "lvm-thin",
+        }
+    }
+
+    /// The kind of this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::File, Self::LvmThin]
+            .into_iter()
+            .find(|kind| kind.word() == word)
+    }
+}
+
+/// A disk as it was when it was chosen.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Device {
+    /// `/dev/…`.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// As its node told.
+    pub model: String,
+    /// As its node told.
+    pub serial: String,
+}
+
 /// See [`Action::CreatePool`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PoolWish {
@@ -307,8 +348,20 @@ pub struct PoolWish {
     pub name: String,
     /// Node.
     pub node: String,
-    /// Directory.
+    /// What kind it is of.
+    #[serde(default)]
+    pub kind: PoolKind,
+    /// Directory; `VG/POOL` of a thin pool.
     pub dir: String,
+    /// Disks of which a thin pool is made.
+    #[serde(default)]
+    pub devices: Vec<Device>,
+    /// A volume group that Stor did not make may be used.
+    #[serde(default)]
+    pub adopt: bool,
+    /// What is on the devices may be overwritten.
+    #[serde(default)]
+    pub wipe: bool,
     /// Tags, sorted, each once.
     pub tags: Vec<String>,
     /// Limit of promised over capacity, in thousandths: whole numbers are equal everywhere.

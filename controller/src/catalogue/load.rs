@@ -10,9 +10,9 @@ use stor_replication::catalogue::{EjectReason, Member, MemberState, VolumeRow};
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use uuid::Uuid;
 
-use super::command::{ClassWish, NodeKind, PoolWish, Purpose};
+use super::command::{ClassWish, NodeKind, PoolKind, PoolWish, Purpose};
 use super::row::{
-    Attachment, Class, Event, History, Node, Place, Pool, ReplicaPhase, Signer, Tombstone, Volume,
+    Attachment, Class, Event, History, Node, Place, Pool, PoolOn, ReplicaPhase, Signer, Tombstone, Volume,
     VolumePhase,
 };
 use super::sql;
@@ -87,7 +87,11 @@ impl FromRow<'_, SqliteRow> for Pool {
             wish: PoolWish {
                 name: row.try_get("name")?,
                 node: row.try_get("node")?,
+                kind: word(row, "kind", PoolKind::from_word)?,
                 dir: row.try_get("dir")?,
+                devices: json(row, "devices")?,
+                adopt: row.try_get("adopt")?,
+                wipe: row.try_get("wipe")?,
                 tags: json(row, "tags")?,
                 overprovision_milli: row.try_get("overprovision_milli")?,
             },
@@ -95,6 +99,20 @@ impl FromRow<'_, SqliteRow> for Pool {
             replicas: row.try_get("replicas")?,
             ready: row.try_get("ready")?,
             revision: row.try_get("revision")?,
+        })
+    }
+}
+
+impl FromRow<'_, SqliteRow> for PoolOn {
+    fn from_row(row: &SqliteRow) -> Result<Self> {
+        Ok(Self {
+            name: row.try_get("name")?,
+            kind: word(row, "kind", PoolKind::from_word)?,
+            dir: row.try_get("dir")?,
+            devices: json(row, "devices")?,
+            adopt: row.try_get("adopt")?,
+            wipe: row.try_get("wipe")?,
+            ready: row.try_get("ready")?,
         })
     }
 }
@@ -321,8 +339,8 @@ pub async fn pool(conn: &mut SqliteConnection, name: &str, node: &str) -> Result
         .await
 }
 
-/// Name, kind and directory of a node's pools.
-pub async fn pools_on(conn: &mut SqliteConnection, node: &str) -> Result<Vec<(String, String, String)>> {
+/// A node's pools, as it is told of them.
+pub async fn pools_on(conn: &mut SqliteConnection, node: &str) -> Result<Vec<PoolOn>> {
     sqlx::query_as(sql::POOLS_ON).bind(node).fetch_all(conn).await
 }
 

@@ -7,7 +7,7 @@ use stor_replication::ids::{Lineage, ReplicaId, VolumeId};
 use stor_right::PublicKey;
 use uuid::Uuid;
 
-use super::command::{ClassWish, NodeKind, PoolWish, Probe, Purpose, VolumeWish};
+use super::command::{ClassWish, Device, NodeKind, PoolKind, PoolWish, Probe, Purpose, VolumeWish};
 
 /// A node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,6 +34,25 @@ pub struct Node {
     pub desired: u64,
     /// Index of the last entry that changed it.
     pub revision: u64,
+}
+
+/// A pool as its node is told of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolOn {
+    /// Name.
+    pub name: String,
+    /// Kind.
+    pub kind: PoolKind,
+    /// Directory; `VG/POOL` of a thin pool.
+    pub dir: String,
+    /// Disks it is made of.
+    pub devices: Vec<Device>,
+    /// A volume group that Stor did not make may be used.
+    pub adopt: bool,
+    /// What is on the devices may be overwritten.
+    pub wipe: bool,
+    /// Its node has reported it usable once: it is not made again.
+    pub ready: bool,
 }
 
 /// A pool on one node.

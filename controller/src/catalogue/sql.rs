@@ -57,19 +57,19 @@ statements! {
     NODE_REPLICAS = "SELECT COUNT(*) FROM replicas WHERE node = ?";
     NODE_OWNED = "SELECT name FROM volumes WHERE owner = ? ORDER BY name LIMIT 1";
 
-    POOLS = "SELECT p.name, p.node, p.kind, p.dir, p.tags, p.overprovision_milli, p.ready, p.revision, \
+    POOLS = "SELECT p.name, p.node, p.kind, p.dir, p.devices, p.adopt, p.wipe, p.tags, p.overprovision_milli, p.ready, p.revision, \
         COALESCE(SUM(v.size), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
         LEFT JOIN replicas r ON r.node = p.node AND r.pool = p.name LEFT JOIN volumes v ON v.id = r.volume \
         GROUP BY p.name, p.node ORDER BY p.name, p.node";
-    POOL = "SELECT p.name, p.node, p.kind, p.dir, p.tags, p.overprovision_milli, p.ready, p.revision, \
+    POOL = "SELECT p.name, p.node, p.kind, p.dir, p.devices, p.adopt, p.wipe, p.tags, p.overprovision_milli, p.ready, p.revision, \
         COALESCE(SUM(v.size), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
         LEFT JOIN replicas r ON r.node = p.node AND r.pool = p.name LEFT JOIN volumes v ON v.id = r.volume \
         WHERE p.name = ? AND p.node = ? GROUP BY p.name, p.node";
-    POOLS_ON = "SELECT name, kind, dir FROM pools WHERE node = ? ORDER BY name";
+    POOLS_ON = "SELECT name, kind, dir, devices, adopt, wipe, ready FROM pools WHERE node = ? ORDER BY name";
     POOL_AT = "SELECT name FROM pools WHERE node = ? AND dir = ?";
     POOLS_UNREADY = "SELECT name, node FROM pools WHERE ready = 0 ORDER BY node, name";
-    INSERT_POOL = "INSERT INTO pools (name, node, kind, dir, tags, overprovision_milli, ready, revision) \
-        VALUES (?, ?, 'file', ?, ?, ?, 0, ?)";
+    INSERT_POOL = "INSERT INTO pools (name, node, kind, dir, devices, adopt, wipe, tags, overprovision_milli, ready, \
+        revision) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)";
     POOL_READY = "UPDATE pools SET ready = 1 WHERE name = ? AND node = ?";
     UPDATE_POOL = "UPDATE pools SET tags = ?, overprovision_milli = ?, revision = ? WHERE name = ? AND node = ?";
     DELETE_POOL = "DELETE FROM pools WHERE name = ? AND node = ?";

@@ -93,7 +93,11 @@ fn pool_wish(node: &str) -> PoolWish {
     PoolWish {
         name: "sp01".into(),
         node: node.into(),
+        kind: PoolKind::File,
         dir: format!("/pools/{node}"),
+        devices: Vec::new(),
+        adopt: false,
+        wipe: false,
         tags: vec!["nvme".into()],
         overprovision_milli: 20_000,
     }

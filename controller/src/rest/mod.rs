@@ -21,6 +21,7 @@ mod extract;
 mod front;
 mod local;
 mod nodes;
+mod place;
 mod pools;
 mod problem;
 #[cfg(test)]

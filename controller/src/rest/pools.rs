@@ -10,8 +10,9 @@ use stor_api::problem::Problem;
 
 use super::answer::{Answer, change, created, cut, done, object};
 use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
+use super::place;
 use super::problem::Failure;
-use crate::catalogue::command::PoolWish;
+use crate::catalogue::command::{PoolKind, PoolWish};
 use crate::catalogue::{Action, load};
 use crate::cluster::Cluster;
 use crate::show;
@@ -71,10 +72,15 @@ pub(super) async fn create(
 ) -> Answer {
     name::check(name::Kind::Pool, &spec.name).map_err(Failure::invalid)?;
     name::check_tags(&spec.tags).map_err(Failure::invalid)?;
+    let place = place::place(&cluster, &spec).await?;
     let wish = PoolWish {
         name: spec.name,
         node: spec.node,
-        dir: directory(&spec.dir)?,
+        kind: place.kind,
+        dir: place.dir,
+        devices: place.devices,
+        adopt: spec.adopt,
+        wipe: spec.wipe,
         tags: sorted(spec.tags),
         overprovision_milli: if spec.overprovision == 0.0 {
             OVERPROVISION_MILLI
@@ -83,30 +89,11 @@ pub(super) async fn create(
         },
     };
     let (name, node) = (wish.name.clone(), wish.node.clone());
-    let step = format!("make pool {name} on node {node} in {}", wish.dir);
+    let step = place::step(&wish);
     change(&cluster, manner, Action::CreatePool(wish), step, |outcome| {
         show_pool(&cluster, &name, &node, created(&outcome))
     })
     .await
-}
-
-/// Absolute, without `.` and `..`, so that one directory has one spelling.
-fn directory(dir: &str) -> Result<String, Failure> {
-    let trimmed = dir.trim_end_matches('/');
-    let plain = trimmed.starts_with('/')
-        && dir.len() <= 1024
-        && !dir.chars().any(char::is_control)
-        && !trimmed
-            .split('/')
-            .skip(1)
-            .any(|part| matches!(part, "" | "." | ".."));
-    if !plain {
-        return Err(Failure::invalid(format!(
-            "{:?} is not a directory for a pool; give an absolute path without . and .., not the root",
-            dir.chars().take(200).collect::<String>()
-        )));
-    }
-    Ok(trimmed.to_owned())
 }
 
 fn sorted(mut tags: Vec<String>) -> Vec<String> {
@@ -160,7 +147,7 @@ pub(super) async fn set(
     .await
 }
 
-/// Take an empty pool away from a node; its directory stays. With `force` also when the node still has to remove
+/// Take an empty pool away from a node; its directory stays, a thin pool that Stor made is removed. With `force` also when the node still has to remove
 /// something there of deleted volumes, which is left behind.
 #[utoipa::path(delete, path = "/api/v1/pools/{pool}/nodes/{node}", operation_id = "pools_delete", tag = "pools",
     params(("pool" = String, Path), ("node" = String, Path), Manner),
@@ -171,8 +158,14 @@ pub(super) async fn delete(
     Params(manner): Params<Manner>,
     IfMatch(expect): IfMatch,
 ) -> Answer {
-    let step = format!("take pool {name} away from node {node}; its directory stays");
-    let seen = cluster.look().await?.end();
+    let mut look = cluster.look().await?;
+    let row = load::pool(look.rows(), &name, &node).await?;
+    let left = match row.map_or(PoolKind::File, |row| row.wish.kind) {
+        PoolKind::File => "its directory stays",
+        PoolKind::LvmThin => "the node gives its thin pool back",
+    };
+    let step = format!("take pool {name} away from node {node}; {left}");
+    let seen = look.end();
     let report = seen.node(&node).and_then(|heard| heard.pools.get(&name));
     let refused = report
         .map(|report| report.error.clone())

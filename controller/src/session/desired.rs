@@ -6,7 +6,7 @@ use stor_replication::catalogue::{MemberState, VolumeRow};
 
 use super::wire::{self, Addresses};
 use crate::catalogue::load::{self, Which};
-use crate::catalogue::row::{ReplicaPhase, Signer, Tombstone, Volume};
+use crate::catalogue::row::{PoolOn, ReplicaPhase, Signer, Tombstone, Volume};
 use crate::rights::Issuer;
 
 /// Loads the desired state of a node, with its rights; `None` when the node is not registered.
@@ -38,6 +38,10 @@ pub async fn load(
     let history = load::history(conn).await?;
     desired.history = history.map(|history| history.id.to_string()).unwrap_or_default();
     desired.keep = load::keeps(conn).await?;
+    desired.cluster = load::cluster_id(conn)
+        .await?
+        .map(|id| id.to_string())
+        .unwrap_or_default();
     Ok(Some(desired))
 }
 
@@ -71,16 +75,13 @@ pub async fn addresses(conn: &mut SqliteConnection) -> Result<Addresses, sqlx::E
 pub fn desired(
     node: &str,
     revision: u64,
-    pools: Vec<(String, String, String)>,
+    pools: Vec<PoolOn>,
     volumes: &[Volume],
     addresses: &Addresses,
 ) -> proto::Desired {
     proto::Desired {
         revision,
-        pools: pools
-            .into_iter()
-            .map(|(name, kind, path)| proto::Pool { name, kind, path })
-            .collect(),
+        pools: pools.into_iter().map(pool).collect(),
         replicas: volumes.iter().flat_map(|volume| replicas(node, volume)).collect(),
         engines: volumes
             .iter()
@@ -88,6 +89,24 @@ pub fn desired(
             .collect(),
         // The keys come with the rights, by whoever gives them.
         ..proto::Desired::default()
+    }
+}
+
+fn pool(row: PoolOn) -> proto::Pool {
+    let devices = row.devices.into_iter().map(|device| proto::PoolDevice {
+        path: device.path,
+        size_bytes: device.size,
+        model: device.model,
+        serial: device.serial,
+    });
+    proto::Pool {
+        name: row.name,
+        kind: row.kind.word().to_owned(),
+        path: row.dir,
+        devices: devices.collect(),
+        make: !row.ready,
+        adopt: row.adopt,
+        wipe: row.wipe,
     }
 }
 

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::desired::desired;
 use super::wire::{self, Malformed};
-use crate::catalogue::command::{Purpose, VolumeWish};
-use crate::catalogue::row::{Attachment, Place, ReplicaPhase, Volume, VolumePhase};
+use crate::catalogue::command::{PoolKind, Purpose, VolumeWish};
+use crate::catalogue::row::{Attachment, Place, PoolOn, ReplicaPhase, Volume, VolumePhase};
 
 fn volume() -> Volume {
     let id = VolumeId(Uuid::from_u128(1));
@@ -84,7 +84,15 @@ fn a_storage_node_is_told_of_its_replicas_only() {
     let told = desired(
         "s1",
         9,
-        vec![("sp01".into(), "file".into(), "/p".into())],
+        vec![PoolOn {
+            name: "sp01".into(),
+            kind: PoolKind::File,
+            dir: "/p".into(),
+            devices: Vec::new(),
+            adopt: false,
+            wipe: false,
+            ready: true,
+        }],
         std::slice::from_ref(&volume),
         &addresses(),
     );

@@ -16,6 +16,8 @@ use crate::observed::Observations;
 
 /// Fill levels, in percent, from which a pool is reported; from the last on, nothing new is placed there.
 const FULL: [u128; 3] = [80, 90, 95];
+/// From here on the metadata of a thin pool is reported; nothing new is placed there from 90 on.
+const METADATA_FULL: u128 = 75;
 
 /// All that goes into a status.
 #[derive(Debug)]
@@ -190,9 +192,10 @@ fn pools(pools: &[Pool]) -> Vec<Check> {
                 Severity::Error,
                 format!("pool {name} can't be used: {}", pool.error),
                 object,
-                "look at the pool's directory and disk on the node; what its replicas need of it waits or fails",
+                "look at the pool's directory or volume group, and its disk, on the node; what its replicas need of it waits or fails",
             )),
             PoolState::Ready if pool.capacity_bytes > 0 => {
+                checks.extend(metadata(pool, &name, &object));
                 let used = u128::from(pool.capacity_bytes.saturating_sub(pool.free_bytes)) * 100
                     / u128::from(pool.capacity_bytes);
                 let Some(level) = FULL.iter().rev().find(|level| used >= **level) else {
@@ -215,6 +218,23 @@ fn pools(pools: &[Pool]) -> Vec<Check> {
         }
     }
     checks
+}
+
+/// A thin pool whose metadata fills up: sooner than its data only with many snapshots, and worse.
+fn metadata(pool: &Pool, name: &str, object: &str) -> Option<Check> {
+    let used = u128::from(pool.metadata_used_bytes) * 100 / u128::from(pool.metadata_capacity_bytes.max(1));
+    (used >= METADATA_FULL).then(|| {
+        check(
+            "POOL_METADATA_FULL",
+            Severity::Error,
+            format!("the metadata of pool {name} is {used} % full; when it is full, its replicas fail"),
+            object.to_owned(),
+            &format!(
+                "grow it on the node: lvextend --poolmetadatasize +SIZE {}; or delete snapshots",
+                pool.dir
+            ),
+        )
+    })
 }
 
 /// Where the replicas are that have every write, whatever became of the nodes.

@@ -59,14 +59,22 @@ pub fn pool(row: &row::Pool, seen: &Observations) -> Pool {
     Pool {
         name: row.wish.name.clone(),
         node: row.wish.node.clone(),
-        kind: "file".into(),
+        kind: row.wish.kind.word().into(),
         dir: row.wish.dir.clone(),
+        devices: row
+            .wish
+            .devices
+            .iter()
+            .map(|device| device.path.clone())
+            .collect(),
         tags: row.wish.tags.clone(),
         state,
         error,
         filesystem: heard.map_or_else(String::new, |report| report.filesystem.clone()),
         capacity_bytes: heard.map_or(0, |report| report.capacity_bytes),
         free_bytes: heard.map_or(0, |report| report.free_bytes),
+        metadata_capacity_bytes: heard.map_or(0, |report| report.metadata_capacity_bytes),
+        metadata_used_bytes: heard.map_or(0, |report| report.metadata_used_bytes),
         promised_bytes: row.promised,
         overprovision: row.wish.overprovision_milli as f64 / 1000.0,
         snapshots: heard.map_or_else(String::new, |report| report.snapshots.clone()),
@@ -107,6 +115,7 @@ pub fn disks(seen: &Observations, node: Option<&str>) -> Vec<Disk> {
                 serial: disk.serial.clone(),
                 rotational: disk.rotational,
                 in_use: disk.in_use.clone(),
+                wipeable: disk.wipeable,
             })
         })
         .collect();

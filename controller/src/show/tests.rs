@@ -16,7 +16,7 @@ use stor_replication::catalogue::{EjectReason, Member, MemberState, VolumeRow};
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use uuid::Uuid;
 
-use crate::catalogue::command::{NodeKind, PoolWish, Purpose, VolumeWish};
+use crate::catalogue::command::{NodeKind, PoolKind, PoolWish, Purpose, VolumeWish};
 use crate::catalogue::row;
 use crate::observed::{Heard, OFFLINE_AFTER, Observations};
 use crate::show;
@@ -192,7 +192,11 @@ fn pool_row(node: &str) -> row::Pool {
         wish: PoolWish {
             name: "sp01".into(),
             node: node.into(),
+            kind: PoolKind::File,
             dir: "/p".into(),
+            devices: Vec::new(),
+            adopt: false,
+            wipe: false,
             tags: Vec::new(),
             overprovision_milli: 1_500,
         },

@@ -166,7 +166,11 @@ fn log(seed: u64) -> Vec<Command> {
         actions.push(Action::CreatePool(PoolWish {
             name: "sp01".into(),
             node: format!("s{number}"),
+            kind: PoolKind::File,
             dir: "/p".into(),
+            devices: Vec::new(),
+            adopt: false,
+            wipe: false,
             tags: Vec::new(),
             overprovision_milli: 20_000,
         }));

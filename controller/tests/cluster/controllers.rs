@@ -143,8 +143,7 @@ pub(crate) fn pool(node: &str) -> PoolSpec {
         name: "sp01".into(),
         node: node.into(),
         dir: "/pools/sp01".into(),
-        tags: Vec::new(),
-        overprovision: 0.0,
+        ..PoolSpec::default()
     }
 }
 

@@ -205,6 +205,7 @@ fn status(inside: &Mutex<Inside>) -> (Status, Vec<Request>) {
             free_bytes: 90 * GIB,
             snapshots: "reflink".into(),
             filesystem: String::new(),
+            ..PoolStatus::default()
         });
     }
     for replica in &desired.replicas {

@@ -18,6 +18,7 @@ use crate::buffer::Buf;
 mod call {
     //! `include/uapi/linux/fs.h`
     nix::ioctl_write_ptr_bad!(discard, nix::request_code_none!(0x12, 119), [u64; 2]);
+    nix::ioctl_none_bad!(reread_partitions, nix::request_code_none!(0x12, 95));
     nix::ioctl_write_ptr_bad!(zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
 }
 
@@ -100,9 +101,22 @@ fn whole_chunks(offset: u64, end: u64, chunk: u64) -> Option<(u64, u64)> {
     (from < to).then_some((from, to))
 }
 
-/// Overwrites the beginning and the end of a device with zeroes, `bytes` each: where everything keeps what it is
-/// recognised by. Fails while anybody uses the device.
-pub fn wipe_ends(path: &Path, bytes: u64) -> io::Result<()> {
+/// Whether somebody has the device for itself: a mount, a mapped device, whoever opened it so.
+pub fn is_claimed(path: &Path) -> io::Result<bool> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(path);
+    match opened {
+        Ok(_) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Overwrites the beginning and the end of a disk with zeroes, `bytes` each, where everything has what it is
+/// recognised by, and has the kernel forget its partitions. Fails while anybody uses it or one of them.
+pub fn wipe(path: &Path, bytes: u64) -> io::Result<()> {
     let device = open_exclusive(path)?;
     let size = rustix::fs::seek(&device, rustix::fs::SeekFrom::End(0))?;
     let zeroes = Buf::new(WIPED_AT_ONCE);
@@ -119,7 +133,13 @@ pub fn wipe_ends(path: &Path, bytes: u64) -> io::Result<()> {
             at += written as u64;
         }
     }
-    device.sync_all()
+    device.sync_all()?;
+    // SAFETY: the call takes no pointer; the descriptor is open.
+    match unsafe { call::reread_partitions(device.as_raw_fd()) } {
+        // A device that has no partitions says so.
+        Ok(_) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOTTY) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 #[cfg(test)]

@@ -35,7 +35,8 @@ use super::copies::{self, CopyKey, Source, WantedCopy};
 use super::durable::{self, ReplaceError};
 use super::kept;
 use super::row::{self, RowError, Volume};
-use crate::pool::PoolSpec;
+use crate::pool::lvm::{Device, Thin};
+use crate::pool::{Kind, PoolSpec};
 
 const MAGIC: &[u8; 8] = b"STORDSRD";
 const VERSION: u32 = 1;
@@ -61,6 +62,8 @@ pub struct Desired {
     pub history: String,
     /// The catalogue was restored or doubts some of its rows: it is told all that is in the pools.
     pub keep: bool,
+    /// Identity of the cluster; empty when it was not told.
+    pub cluster: String,
 }
 
 /// A replica the node should hold, or have no more.
@@ -130,23 +133,11 @@ impl TryFrom<proto::Desired> for Desired {
             revision: from.revision,
             history: from.history,
             keep: from.keep,
+            cluster: from.cluster,
             ..Self::default()
         };
         for pool in from.pools {
-            if pool.kind != "file" {
-                return Err(RowError::Unknown {
-                    what: "the kind of a pool",
-                    text: pool.kind,
-                });
-            }
-            let path = PathBuf::from(pool.path);
-            desired.pools.insert(
-                pool.name.clone(),
-                PoolSpec {
-                    name: pool.name,
-                    path,
-                },
-            );
+            desired.pools.insert(pool.name.clone(), wanted_pool(pool)?);
         }
         for replica in from.replicas {
             let key = (row::volume_id(&replica.volume_id)?, ReplicaId(replica.replica));
@@ -163,6 +154,62 @@ impl TryFrom<proto::Desired> for Desired {
         let keys: Result<_, RowError> = from.keys.into_iter().map(trusted_key).collect();
         desired.keys = Keyring::new(keys?);
         Ok(desired)
+    }
+}
+
+fn wanted_pool(from: proto::Pool) -> Result<PoolSpec, RowError> {
+    let (path, kind) = match from.kind.as_str() {
+        "file" => (PathBuf::from(from.path), Kind::File),
+        "lvm-thin" => {
+            let Some((group, pool)) = from.path.split_once('/') else {
+                return Err(RowError::Unknown {
+                    what: "the volume group and thin pool",
+                    text: from.path,
+                });
+            };
+            let thin = Thin {
+                group: lvm_name(group)?,
+                pool: lvm_name(pool)?,
+                devices: from.devices.into_iter().map(device).collect(),
+                make: from.make,
+                adopt: from.adopt,
+                wipe: from.wipe,
+            };
+            (Path::new("/dev").join(group).join(pool), Kind::Thin(thin))
+        }
+        _ => {
+            return Err(RowError::Unknown {
+                what: "the kind of a pool",
+                text: from.kind,
+            });
+        }
+    };
+    Ok(PoolSpec {
+        name: from.name,
+        path,
+        kind,
+    })
+}
+
+/// What LVM takes for a name, and no command line for anything else.
+fn lvm_name(text: &str) -> Result<String, RowError> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
+    let whole = !text.is_empty() && text.len() <= 127 && text.bytes().all(good);
+    if !whole || text.starts_with(['-', '.']) {
+        return Err(RowError::Unknown {
+            what: "the name of a volume group or thin pool",
+            text: text.to_owned(),
+        });
+    }
+    Ok(text.to_owned())
+}
+
+fn device(from: proto::PoolDevice) -> Device {
+    Device {
+        path: from.path,
+        size: from.size_bytes,
+        model: from.model,
+        serial: from.serial,
     }
 }
 

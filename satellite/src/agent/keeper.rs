@@ -7,9 +7,12 @@ use stor_replication::ids::{CacheId, ReplicaId, VolumeId};
 use uuid::Uuid;
 
 use super::copies::{Copies, CopyKey, CopyWish, Found};
+use super::thin_copies;
+use crate::pool::backing::{self, Backing, Room};
+use crate::pool::lvm::ThinError;
+use crate::pool::lvm::run::Lvm;
 use crate::pool::probe::Snapshots;
-use crate::pool::replica::{self, ReplicaFiles, finish_deletions};
-use crate::pool::{Opener, Pool, PoolError, PoolSpec, Usage};
+use crate::pool::{Opener, PoolError, PoolSpec, Usage};
 
 type Key = (VolumeId, ReplicaId);
 
@@ -38,6 +41,8 @@ pub struct Worked {
 pub struct PoolReport {
     /// Of its marker.
     pub id: Uuid,
+    /// Where its replicas are.
+    pub room: Room,
     /// Of its volatile state.
     pub cache: CacheId,
     /// Space.
@@ -58,7 +63,8 @@ pub type Search = BTreeMap<Key, Result<Superblock, String>>;
 /// Holds a pool open between jobs.
 #[derive(Debug, Default)]
 pub struct Keeper {
-    pool: Option<Pool>,
+    pool: Option<Box<dyn Backing>>,
+    lvm: Lvm,
     copies: Copies,
 }
 
@@ -84,15 +90,15 @@ impl Keeper {
         work: &BTreeMap<Key, Work>,
         copies: &BTreeMap<CopyKey, CopyWish>,
     ) -> Result<PoolReport, PoolError> {
-        let moved = |pool: &Pool| pool.path() != spec.path || !pool.is_in_place();
-        if self.pool.as_ref().is_some_and(moved) {
+        let moved = |pool: &dyn Backing| pool.path() != spec.path || !pool.is_in_place();
+        if self.pool.as_deref().is_some_and(moved) {
             self.pool = None;
         }
-        let pool = if let Some(pool) = self.pool.take() {
+        let mut pool = if let Some(pool) = self.pool.take() {
             pool
         } else {
-            let pool = Pool::open(spec, opener)?;
-            let finished = finish_deletions(pool.path())?;
+            let mut pool = backing::open(spec, &self.lvm, opener)?;
+            let finished = pool.finish_deletions()?;
             tracing::info!(pool = %spec.name, path = %spec.path.display(), finished, "pool opened");
             pool
         };
@@ -101,29 +107,37 @@ impl Keeper {
         // A directory that is another one now must not get anything.
         let elsewhere = matches!(
             obstacle,
-            Some(PoolError::MarkerGone { .. } | PoolError::Exchanged { .. })
+            Some(
+                PoolError::MarkerGone { .. }
+                    | PoolError::Exchanged { .. }
+                    | PoolError::Thin(ThinError::Exchanged { .. })
+            )
         );
         let obstacle = obstacle.map(|error| error.to_string());
+        if !elsewhere {
+            let wanted = work.iter().filter(|(_, work)| **work != Work::Delete);
+            pool.activate(&wanted.map(|(key, _)| *key).collect())?;
+        }
         let replicas = work
             .iter()
             .map(|(key, work)| {
-                let files = ReplicaFiles::of(pool.path(), key.0, key.1);
                 let done = match &obstacle {
                     Some(reason) if elsewhere => Err(reason.clone()),
-                    Some(reason) if *work == Work::Make && !files.meta.exists() => Err(reason.clone()),
-                    _ => do_work(&files, *work),
+                    Some(reason) if *work == Work::Make && !pool.is_made(*key) => Err(reason.clone()),
+                    _ => do_work(pool.as_mut(), *key, *work),
                 };
                 (*key, done)
             })
             .collect();
-        let copies = if elsewhere {
-            BTreeMap::new()
-        } else {
-            self.copies.look(pool.path(), copies)
+        let copies = match pool.room() {
+            _ if elsewhere => BTreeMap::new(),
+            Room::Directory(path) => self.copies.look(&path, copies),
+            Room::Thin(room) => thin_copies::look(&room, copies),
         };
         let report = PoolReport {
             copies,
             id: pool.id(),
+            room: pool.room(),
             cache: pool.cache(boot),
             usage,
             snapshots: pool.snapshots(),
@@ -137,7 +151,7 @@ impl Keeper {
     /// Looks for replicas that are not in `known`. `None`: the pool is not open, or could not be read.
     pub fn search(&self, known: &BTreeSet<Key>) -> Option<Search> {
         let pool = self.pool.as_ref()?;
-        let all = match replica::list(pool.path()) {
+        let all = match pool.list() {
             Ok(all) => all,
             Err(error) => {
                 tracing::warn!(path = %pool.path().display(), %error, "the pool could not be searched");
@@ -145,11 +159,7 @@ impl Keeper {
             }
         };
         let unknown = all.into_iter().filter(|key| !known.contains(key));
-        Some(
-            unknown
-                .map(|key| (key, replica::superblock(pool.path(), key.0, key.1)))
-                .collect(),
-        )
+        Some(unknown.map(|key| (key, pool.superblock(key))).collect())
     }
 
     /// Gives the directory back.
@@ -171,15 +181,13 @@ impl Keeper {
     }
 }
 
-fn do_work(files: &ReplicaFiles, work: Work) -> Result<Worked, String> {
+fn do_work(pool: &mut dyn Backing, key: Key, work: Work) -> Result<Worked, String> {
     let worked = match work {
-        Work::Prepare | Work::Make => files.prepare().and_then(|()| {
-            Ok(Worked {
-                allocated: files.allocated()?,
-                deleted: false,
-            })
+        Work::Prepare | Work::Make => pool.prepare(key).map(|allocated| Worked {
+            allocated,
+            deleted: false,
         }),
-        Work::Delete => files.delete().map(|()| Worked {
+        Work::Delete => pool.delete(key).map(|()| Worked {
             allocated: 0,
             deleted: true,
         }),

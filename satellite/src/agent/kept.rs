@@ -147,6 +147,7 @@ mod tests {
             name: "sp01".into(),
             kind: "file".into(),
             path: "/p".into(),
+            ..Default::default()
         });
         before.replicas = vec![
             replica(1, false, false),

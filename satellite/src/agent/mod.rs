@@ -19,6 +19,7 @@ pub mod row;
 pub mod session;
 pub mod state_dir;
 pub mod storage;
+mod thin_copies;
 
 use std::io;
 use std::net::SocketAddr;
@@ -39,6 +40,7 @@ use self::state_dir::{StateDir, StateDirError};
 use self::storage::Storage;
 use crate::attach::kernel::KernelDevices;
 use crate::attach::{Context, Volumes, transports};
+use crate::pool::disk::Looks;
 use crate::replicas::{Server, StartError};
 
 /// Messages between the agent's parts; each part is quick to take them.
@@ -61,6 +63,8 @@ pub struct Options {
     pub device_dir: PathBuf,
     /// Restricts the transports.
     pub transports: Option<Vec<String>>,
+    /// What is listed beside disks.
+    pub looks: Looks,
     /// What is run as an engine.
     pub engine_program: PathBuf,
 }
@@ -169,7 +173,7 @@ pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> R
         "satellite started"
     );
     let session = tokio::spawn(session.run());
-    let node = Node::new(paths, store, storage, volumes, told, changed);
+    let node = Node::new(paths, store, storage, volumes, told, changed, options.looks);
     node.run(wishes, storage_done, ending).await;
     session.abort();
     drop(state);

@@ -12,14 +12,14 @@ use super::state_dir::Paths;
 use super::storage::{Done, Storage};
 use super::{AgentError, Ending};
 use crate::attach::{Volumes, process};
-use crate::pool::disk::{self, Disk};
+use crate::pool::disk::{self, Disk, Looks};
 
 /// Between looks at the replica server while a replica is being opened, and otherwise: a volume is made
 /// and attached in a few hundred milliseconds, of which this must be a small part.
 const SERVER_LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
 /// Between looks at the node's disks.
-const DISKS_LOOK: Duration = Duration::from_secs(30);
+const DISKS_LOOK: Duration = Duration::from_secs(10);
 
 /// Between statuses that differ only in progress and counters.
 const COUNTERS: Duration = Duration::from_secs(1);
@@ -40,6 +40,7 @@ pub(super) struct Node {
     status: watch::Sender<Option<Arc<proto::Status>>>,
     changed: Arc<Notify>,
     disks: Vec<Disk>,
+    looks: Looks,
     told: Instant,
     /// What a controller wants and could not be written.
     unwritten: Option<proto::Desired>,
@@ -65,6 +66,7 @@ impl Node {
         volumes: Volumes,
         status: watch::Sender<Option<Arc<proto::Status>>>,
         changed: Arc<Notify>,
+        looks: Looks,
     ) -> Self {
         Self {
             paths,
@@ -74,6 +76,7 @@ impl Node {
             status,
             changed,
             disks: Vec::new(),
+            looks,
             told: Instant::now(),
             unwritten: None,
             retried: Instant::now(),
@@ -90,7 +93,7 @@ impl Node {
         mut ending: watch::Receiver<Option<Ending>>,
     ) {
         let (disks, mut seen) = mpsc::channel(1);
-        let disks = tokio::spawn(watch_disks(disks));
+        let disks = tokio::spawn(watch_disks(self.looks, disks));
         let changed = Arc::clone(&self.changed);
         let mut next_look = Instant::now();
         self.make_it_so();
@@ -265,13 +268,13 @@ async fn ended(ending: &mut watch::Receiver<Option<Ending>>) -> Ending {
     }
 }
 
-async fn watch_disks(disks: mpsc::Sender<Vec<Disk>>) {
+async fn watch_disks(looks: Looks, disks: mpsc::Sender<Vec<Disk>>) {
     let mut said = String::new();
     let mut interval = tokio::time::interval(DISKS_LOOK);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        match disk::list().await {
+        match disk::list(looks).await {
             Ok(found) => {
                 said.clear();
                 if disks.send(found).await.is_err() {
@@ -297,6 +300,7 @@ fn disk_message(disk: &Disk) -> proto::Disk {
         serial: disk.serial.clone(),
         rotational: disk.rotational,
         in_use: disk.in_use.clone().unwrap_or_default(),
+        wipeable: disk.wipeable,
     }
 }
 

@@ -18,9 +18,7 @@ use super::copies::{CopyKey, CopyWish, Found, WantedCopy};
 use super::desired::{Desired, WantedReplica, Wish};
 use super::keeper::{Keeper, PoolReport, Search, Work};
 use super::known::{Known, KnownChange, KnownError, KnownPool};
-use crate::pool::replica::ReplicaFiles;
-use crate::pool::{Opener, PoolSpec};
-use crate::replicas::snapshot;
+use crate::pool::{Kind, Opener, PoolSpec};
 use crate::replicas::{About, ReplicaReport, ReplicaSpec, ReplicaState, Server};
 
 /// Between looks at the fill of a pool.
@@ -28,6 +26,16 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// A job that takes longer is told as the pool's error.
 const SLOW: Duration = Duration::from_secs(15);
+
+/// The same of a thin pool: making one takes several LVM commands, each with a limit of its own.
+const SLOW_THIN: Duration = Duration::from_mins(3);
+
+fn slow(kind: &Kind) -> Duration {
+    match kind {
+        Kind::File => SLOW,
+        Kind::Thin(_) => SLOW_THIN,
+    }
+}
 
 type Key = (VolumeId, ReplicaId);
 
@@ -41,7 +49,7 @@ pub struct Done {
 
 #[derive(Debug)]
 enum Outcome {
-    Looked(Result<PoolReport, String>, Option<Search>),
+    Looked(Result<Box<PoolReport>, String>, Option<Search>),
     /// The pool was given back.
     Retired,
 }
@@ -55,7 +63,7 @@ struct Slot {
     /// Something changed while the job ran.
     again: bool,
     leaving: bool,
-    last: Option<Result<PoolReport, String>>,
+    last: Option<Result<Box<PoolReport>, String>>,
     /// What is in it that nobody asked for; while that is wanted to be known, and once it was looked for.
     search: Option<Search>,
 }
@@ -159,6 +167,7 @@ impl Storage {
         let (work, copies) = (self.work(name), self.copies(name));
         let opener = Opener {
             node: self.node.clone(),
+            cluster: self.desired.cluster.clone(),
             known: None,
             pools: self.desired.pools.keys().cloned().collect(),
         };
@@ -186,7 +195,7 @@ impl Storage {
                 keeper.retire();
                 Outcome::Retired
             } else {
-                let looked = keeper.look(&spec, &boot, &opener, &work, &copies);
+                let looked = keeper.look(&spec, &boot, &opener, &work, &copies).map(Box::new);
                 let search = known.and_then(|known| keeper.search(&known));
                 Outcome::Looked(looked, search)
             };
@@ -300,7 +309,7 @@ impl Storage {
                     changes.push(KnownChange::Deleted(key.0, key.1));
                 }
                 (Wish::Serve | Wish::Make { .. }, Ok(work)) if !work.deleted => {
-                    let spec = self.spec(*key, wanted, path, report);
+                    let spec = self.spec(*key, wanted, report);
                     self.specs.insert(*key, spec);
                 }
                 _ => {}
@@ -314,8 +323,8 @@ impl Storage {
         written
     }
 
-    fn spec(&self, key: Key, wanted: &WantedReplica, pool: &Path, report: &PoolReport) -> ReplicaSpec {
-        let files = ReplicaFiles::of(pool, key.0, key.1);
+    fn spec(&self, key: Key, wanted: &WantedReplica, report: &PoolReport) -> ReplicaSpec {
+        let (data, meta) = report.room.replica(key);
         let create = match wanted.wish {
             Wish::Make { in_sync } if !self.known.was_made(key.0, key.1) => Some(in_sync),
             _ => None,
@@ -323,15 +332,16 @@ impl Storage {
         ReplicaSpec {
             volume: key.0,
             replica: key.1,
-            data: files.data,
-            meta: files.meta,
+            room: report.room.clone(),
+            data,
+            meta,
             size: wanted.size,
             lineage: wanted.lineage,
             create,
-            source: wanted.source.filter(|_| create.is_some()).map(|source| {
-                let data = ReplicaFiles::of(pool, source.volume, source.replica).data;
-                snapshot::path_of(&data, source.snapshot, source.replica)
-            }),
+            source: wanted
+                .source
+                .filter(|_| create.is_some())
+                .map(|source| report.room.copy((source.volume, source.snapshot, source.replica))),
             snapshots: allowed(&self.desired, key),
             cache: report.cache,
         }
@@ -432,6 +442,8 @@ impl Storage {
                         status.error = report.obstacle.clone().unwrap_or_default();
                         status.capacity_bytes = report.usage.capacity;
                         status.free_bytes = report.usage.free;
+                        status.metadata_capacity_bytes = report.usage.metadata_capacity;
+                        status.metadata_used_bytes = report.usage.metadata_used;
                         // Satellites of one machine see the same boot id.
                         status.filesystem = format!("{}/{:x}", self.boot, report.usage.device);
                         report.snapshots.name().clone_into(&mut status.snapshots);
@@ -439,7 +451,7 @@ impl Storage {
                     Some(Err(error)) => status.error.clone_from(error),
                     None => {}
                 }
-                if slot.keeper.is_none() && slot.since.elapsed() >= SLOW {
+                if slot.keeper.is_none() && slot.since.elapsed() >= slow(&slot.spec.kind) {
                     let seconds = slot.since.elapsed().as_secs();
                     status.error = format!(
                         "{} gives no answer for {seconds} s: look for a hanging disk",

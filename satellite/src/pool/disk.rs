@@ -6,13 +6,14 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::process::Stdio;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
-use tokio::process::Command;
+
+use super::command::{self, CommandError};
 
 /// `lsblk` answers in milliseconds unless a disk hangs.
 const LSBLK_DEADLINE: Duration = Duration::from_secs(5);
@@ -35,25 +36,26 @@ pub struct Disk {
     pub rotational: bool,
     /// Why it can't be given to a pool; `None` when it can.
     pub in_use: Option<String>,
+    /// Nobody uses what speaks against it: partitions, signatures, data. With consent, it can be overwritten.
+    pub wipeable: bool,
+}
+
+/// What is looked at beside disks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Looks {
+    /// Loop devices, for tests.
+    pub loops: bool,
 }
 
 /// Why the disks could not be listed.
 #[derive(Debug, Error)]
 pub enum DiskError {
-    /// Not installed, not allowed.
-    #[error("cannot run lsblk: {0}; install util-linux")]
-    Run(#[source] io::Error),
-    /// A disk hangs.
-    #[error("lsblk gave no answer within {} s: look for a hanging disk", LSBLK_DEADLINE.as_secs())]
+    /// `lsblk` gave no answer.
+    #[error(transparent)]
+    Run(#[from] CommandError),
+    /// The first bytes of a disk can't be read.
+    #[error("a disk gives no answer within {} s", LSBLK_DEADLINE.as_secs())]
     Deadline,
-    /// It failed.
-    #[error("lsblk failed ({status}): {stderr}")]
-    Failed {
-        /// How it ended.
-        status: std::process::ExitStatus,
-        /// What it said.
-        stderr: String,
-    },
     /// Not JSON.
     #[error("cannot read what lsblk printed: {0}")]
     Parse(#[source] serde_json::Error),
@@ -62,29 +64,21 @@ pub enum DiskError {
     Interrupted,
 }
 
-/// Lists the disks. Cancel-safe: `lsblk` is killed when the caller goes.
-pub async fn list() -> Result<Vec<Disk>, DiskError> {
-    let command = Command::new("lsblk")
-        .args(["--json", "--bytes", "--output-all"])
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(LSBLK_DEADLINE, command)
+/// Lists the disks. Cancel-safe: what was begun comes to its end on a thread of its own.
+pub async fn list(looks: Looks) -> Result<Vec<Disk>, DiskError> {
+    let looked = tokio::task::spawn_blocking(move || look(looks));
+    tokio::time::timeout(LSBLK_DEADLINE * 2, looked)
         .await
         .map_err(|_| DiskError::Deadline)?
-        .map_err(DiskError::Run)?;
-    if !output.status.success() {
-        return Err(DiskError::Failed {
-            status: output.status,
-            stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        });
-    }
-    let disks = parse(&output.stdout).map_err(DiskError::Parse)?;
-    let looked = tokio::task::spawn_blocking(move || disks.into_iter().map(look).collect());
-    tokio::time::timeout(LSBLK_DEADLINE, looked)
-        .await
-        .map_err(|_| DiskError::Deadline)?
-        .map_err(|_| DiskError::Interrupted)
+        .map_err(|_| DiskError::Interrupted)?
+}
+
+/// As [`list`], on this thread.
+pub fn look(looks: Looks) -> Result<Vec<Disk>, DiskError> {
+    let arguments = ["--json", "--bytes", "--output-all"];
+    let printed = command::run(Path::new("lsblk"), &arguments, LSBLK_DEADLINE)?;
+    let disks = parse_with(&printed, looks).map_err(DiskError::Parse)?;
+    Ok(disks.into_iter().map(look_inside).collect())
 }
 
 #[derive(Deserialize)]
@@ -123,20 +117,31 @@ struct Device {
 
 /// Reads what `lsblk --json` printed: whole disks with a size, without what is no disk.
 pub fn parse(json: &[u8]) -> Result<Vec<Disk>, serde_json::Error> {
-    let listing: Listing = serde_json::from_slice(json)?;
-    Ok(listing.blockdevices.iter().filter_map(disk).collect())
+    parse_with(json, Looks::default())
 }
 
-fn disk(device: &Device) -> Option<Disk> {
+/// As [`parse`], with what else is looked at.
+pub fn parse_with(json: &[u8], looks: Looks) -> Result<Vec<Disk>, serde_json::Error> {
+    let listing: Listing = serde_json::from_slice(json)?;
+    Ok(listing
+        .blockdevices
+        .iter()
+        .filter_map(|device| disk(device, looks))
+        .collect())
+}
+
+fn disk(device: &Device, looks: Looks) -> Option<Disk> {
     let kind = text(&device.kind);
     let size = number(&device.size);
-    let virtual_disk = ["loop", "zram", "ram", "sr", "fd", "nbd"]
+    let virtual_disk = ["loop", "zram", "ram", "sr", "fd", "nbd", "ublkb"]
         .iter()
         .any(|kind| is_numbered(&device.name, kind));
-    if kind != "disk" || virtual_disk || size == 0 {
+    let wanted = (kind == "disk" && !virtual_disk) || (kind == "loop" && looks.loops);
+    if !wanted || size == 0 {
         return None;
     }
     let path = text(&device.path);
+    let used = use_of(device);
     Some(Disk {
         path: if path.is_empty() {
             format!("/dev/{}", device.name)
@@ -147,7 +152,10 @@ fn disk(device: &Device) -> Option<Disk> {
         model: text(&device.model),
         serial: text(&device.serial),
         rotational: flag(&device.rota),
-        in_use: in_use(device),
+        wipeable: matches!(used, Some(Use::Left(_))),
+        in_use: used.map(|used| match used {
+            Use::Now(why) | Use::Left(why) => why,
+        }),
     })
 }
 
@@ -157,32 +165,52 @@ fn is_numbered(name: &str, kind: &str) -> bool {
         .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-fn in_use(device: &Device) -> Option<String> {
-    if let Some(place) = mounts(device).first() {
-        return Some(format!("mounted on {place}"));
+/// What speaks against a disk.
+enum Use {
+    /// It is used.
+    Now(String),
+    /// Something is on it that nobody uses.
+    Left(String),
+}
+
+fn use_of(device: &Device) -> Option<Use> {
+    if let Some(why) = used_now(device, 0) {
+        return Some(Use::Now(why));
     }
-    let partitions = device
-        .children
-        .iter()
-        .filter(|child| text(&child.kind) == "part")
-        .count();
-    if partitions > 0 {
-        return Some(match partitions {
-            1 => "has 1 partition".to_owned(),
-            more => format!("has {more} partitions"),
-        });
+    if flag(&device.ro) {
+        return Some(Use::Now("is read-only".to_owned()));
     }
-    if let Some(holder) = device.children.first() {
-        return Some(format!("used by {} ({})", holder.name, text(&holder.kind)));
+    match device.children.len() {
+        0 => {}
+        1 => return Some(Use::Left("has 1 partition".to_owned())),
+        more => return Some(Use::Left(format!("has {more} partitions"))),
     }
     let (table, content) = (text(&device.pttype), text(&device.fstype));
     if !table.is_empty() {
-        return Some(format!("has a partition table ({table})"));
+        return Some(Use::Left(format!("has a partition table ({table})")));
     }
-    if !content.is_empty() {
-        return Some(format!("has a signature ({content})"));
+    (!content.is_empty()).then(|| Use::Left(format!("has a signature ({content})")))
+}
+
+/// Deeper than this nothing is stacked on a disk.
+const MOST_LAYERS: u32 = 16;
+
+/// Who uses a disk, or a partition of it.
+fn used_now(device: &Device, layer: u32) -> Option<String> {
+    let of = if layer == 0 {
+        String::new()
+    } else {
+        format!(" (its partition {})", device.name)
+    };
+    if let Some(place) = mounts(device).first() {
+        return Some(format!("is mounted on {place}{of}"));
     }
-    flag(&device.ro).then(|| "is read-only".to_owned())
+    let holder = device.children.iter().find(|child| text(&child.kind) != "part");
+    if let Some(holder) = holder {
+        return Some(format!("is used by {} ({}){of}", holder.name, text(&holder.kind)));
+    }
+    let deeper = device.children.iter().take_while(|_| layer < MOST_LAYERS);
+    deeper.into_iter().find_map(|child| used_now(child, layer + 1))
 }
 
 fn mounts(device: &Device) -> Vec<String> {
@@ -195,13 +223,26 @@ fn mounts(device: &Device) -> Vec<String> {
 }
 
 /// Without udev, `lsblk` knows no signatures: a disk that is free by its account is read before it is
-/// called free.
-fn look(mut disk: Disk) -> Disk {
+/// called free. And it is tried whether the kernel lets it go: who uses it is not always told.
+fn look_inside(mut disk: Disk) -> Disk {
+    let claimed = || match stor_device::blockdev::is_claimed(disk.path.as_ref()) {
+        Ok(false) => None,
+        Ok(true) => Some("is used by the kernel".to_owned()),
+        Err(error) => Some(format!("cannot be opened: {error}")),
+    };
+    if (disk.in_use.is_none() || disk.wipeable)
+        && let Some(why) = claimed()
+    {
+        (disk.in_use, disk.wipeable) = (Some(why), false);
+    }
     if disk.in_use.is_none() {
-        disk.in_use = match first_bytes(&disk.path) {
-            Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => None,
-            Ok(_) => Some(format!("holds data in its first {} KiB", FIRST_BYTES >> 10)),
-            Err(error) => Some(format!("cannot be read: {error}")),
+        (disk.in_use, disk.wipeable) = match first_bytes(&disk.path) {
+            Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => (None, false),
+            Ok(_) => (
+                Some(format!("holds data in its first {} KiB", FIRST_BYTES >> 10)),
+                true,
+            ),
+            Err(error) => (Some(format!("cannot be read: {error}")), false),
         };
     }
     disk

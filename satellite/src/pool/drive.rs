@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 /// See the head of this file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Drive {
     /// Of the file system.
     pub(super) device: u64,
@@ -29,6 +29,42 @@ impl Drive {
             appearance: appearance.unwrap_or(0),
         }
     }
+}
+
+/// The drives that a mapped device is on, below all that is stacked on each other; itself, when it is on none.
+pub(super) fn below(device: u64) -> Vec<Drive> {
+    let mut drives = Vec::new();
+    collect(Path::new("/sys/dev/block"), device, 0, &mut drives);
+    drives.sort();
+    drives.dedup();
+    drives
+}
+
+/// Deeper than this nothing is stacked.
+const MOST_LAYERS: u32 = 16;
+
+fn collect(devices: &Path, device: u64, layer: u32, drives: &mut Vec<Drive>) {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let lower: Vec<u64> = fs::read_dir(devices.join(format!("{major}:{minor}/slaves")))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| number(&fs::read_to_string(entry.ok()?.path().join("dev")).ok()?))
+        .collect();
+    if lower.is_empty() || layer >= MOST_LAYERS {
+        drives.push(Drive {
+            device,
+            appearance: appearance(devices, device).unwrap_or(0),
+        });
+    }
+    for lower in lower.into_iter().take_while(|_| layer < MOST_LAYERS) {
+        collect(devices, lower, layer + 1, drives);
+    }
+}
+
+/// `MAJOR:MINOR`.
+fn number(text: &str) -> Option<u64> {
+    let (major, minor) = text.trim().split_once(':')?;
+    Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 fn appearance(devices: &Path, device: u64) -> Option<u64> {
@@ -87,6 +123,37 @@ mod tests {
             assert_eq!(appearance(&devices, makedev(8, 1)), Some(sequence), "a partition");
         }
         assert_eq!(appearance(&devices, makedev(0, 31)), None, "no drive");
+    }
+
+    #[test]
+    fn what_is_mapped_is_on_the_drives_at_the_bottom() {
+        let sys = TempDir::new().unwrap();
+        let make = |device: &str, slaves: &[&str]| {
+            fs::create_dir_all(sys.path().join(device).join("slaves")).unwrap();
+            fs::write(sys.path().join(device).join("dev"), device).unwrap();
+            for slave in slaves {
+                symlink(
+                    sys.path().join(slave),
+                    sys.path().join(device).join("slaves").join(slave),
+                )
+                .unwrap();
+            }
+        };
+        make("8:0", &[]);
+        make("8:16", &[]);
+        fs::write(sys.path().join("8:16/diskseq"), "5\n").unwrap();
+        make("253:0", &["8:0"]);
+        make("253:1", &["8:0", "8:16"]);
+        make("253:2", &["253:0", "253:1"]);
+        let mut drives = Vec::new();
+        collect(sys.path(), makedev(253, 2), 0, &mut drives);
+        let mut found: Vec<_> = drives
+            .iter()
+            .map(|drive| (drive.device, drive.appearance))
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found, [(makedev(8, 0), 0), (makedev(8, 16), 5)]);
     }
 
     #[test]

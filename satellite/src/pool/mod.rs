@@ -1,4 +1,5 @@
-//! Pools of kind `file`: a directory in which the replicas of volumes are sparse files.
+//! Pools: where the replicas of volumes are. [`backing`] is what all kinds have in common, [`lvm`] the kind
+//! `lvm-thin`; here is the kind `file`, a directory in which replicas are sparse files.
 //!
 //! [`Pool::open`] refuses a directory that cannot hold replicas safely, and says why and what to do.
 //! [`Pool::usage`] tells the truth of the file system, not an estimate.
@@ -6,8 +7,11 @@
 //! Everything here blocks on the disk; the agent calls it from threads made for that, so that one sick
 //! disk holds up its own pool only.
 
+pub mod backing;
+pub mod command;
 pub mod disk;
 mod drive;
+pub mod lvm;
 pub mod marker;
 pub mod probe;
 pub mod replica;
@@ -22,6 +26,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use self::drive::Drive;
+use self::lvm::{Thin, ThinError};
 use self::marker::{MARKER, Marker, MarkerError};
 use self::probe::Snapshots;
 use self::replica::FilesError;
@@ -118,6 +123,9 @@ pub enum PoolError {
     /// See [`FilesError`].
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// See [`ThinError`].
+    #[error(transparent)]
+    Thin(#[from] ThinError),
     /// The system refused something else.
     #[error("cannot {doing} {}: {source}", path.display())]
     System {
@@ -135,15 +143,29 @@ pub enum PoolError {
 pub struct PoolSpec {
     /// Its name, the same on every node.
     pub name: String,
-    /// The directory.
+    /// The directory; of a thin pool, `/dev/VG/POOL`.
     pub path: PathBuf,
+    /// What kind it is of.
+    pub kind: Kind,
+}
+
+/// The kinds of pools.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Kind {
+    /// A directory.
+    #[default]
+    File,
+    /// An LVM thin pool.
+    Thin(Thin),
 }
 
 /// Who opens a pool, and what it knows about it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Opener {
     /// This node.
     pub node: String,
+    /// The cluster it is in; empty while that is not known.
+    pub cluster: String,
     /// Id of the marker, when this node has used the pool at this path before.
     pub known: Option<Uuid>,
     /// Names of all pools of this node.
@@ -157,8 +179,12 @@ pub struct Usage {
     pub capacity: u64,
     /// Of the file system, for us.
     pub free: u64,
-    /// The kernel's number of the file system.
+    /// The kernel's number of the file system, or of the thin pool.
     pub device: u64,
+    /// Of a thin pool: bytes of its metadata.
+    pub metadata_capacity: u64,
+    /// Of a thin pool: bytes of it in use.
+    pub metadata_used: u64,
 }
 
 /// A directory that was found good. Held until dropped: no other process can open it.
@@ -288,15 +314,7 @@ impl Pool {
     /// Identity of the volatile state under the pool: the same as long as the kernel runs and the file
     /// system is on the same drive, which was not away in between. With [`TEST_CACHE_ID`] set, that text stands for the kernel's boot.
     pub fn cache(&self, boot: &str) -> CacheId {
-        let mut hash = blake3::Hasher::new();
-        let boot = std::env::var(TEST_CACHE_ID).unwrap_or_else(|_| boot.to_owned());
-        hash.update(boot.as_bytes());
-        hash.update(&self.drive.device.to_le_bytes());
-        hash.update(&self.drive.appearance.to_le_bytes());
-        hash.update(self.marker.id.as_bytes());
-        let mut id = [0; 16];
-        hash.finalize_xof().fill(&mut id);
-        CacheId(uuid::Builder::from_custom_bytes(id).into_uuid())
+        cache_id(boot, &[self.drive], self.marker.id)
     }
 
     /// Gives the directory back when no volume is left in it, so that it can become another pool.
@@ -308,6 +326,21 @@ impl Pool {
         marker::remove(self.path()).map_err(|source| system("remove the marker of", self.path(), source))?;
         Ok(true)
     }
+}
+
+/// Identity of the volatile state of a pool on these drives.
+fn cache_id(boot: &str, drives: &[Drive], pool: Uuid) -> CacheId {
+    let mut hash = blake3::Hasher::new();
+    let boot = std::env::var(TEST_CACHE_ID).unwrap_or_else(|_| boot.to_owned());
+    hash.update(boot.as_bytes());
+    for drive in drives {
+        hash.update(&drive.device.to_le_bytes());
+        hash.update(&drive.appearance.to_le_bytes());
+    }
+    hash.update(pool.as_bytes());
+    let mut id = [0; 16];
+    hash.finalize_xof().fill(&mut id);
+    CacheId(uuid::Builder::from_custom_bytes(id).into_uuid())
 }
 
 fn check_marker(
@@ -368,6 +401,7 @@ fn usage(path: &Path) -> Result<Usage, PoolError> {
         capacity: info.f_frsize.saturating_mul(info.f_blocks),
         // Blocks kept for root are not counted: a pool must not use up what the system lives on.
         free: info.f_frsize.saturating_mul(info.f_bavail),
+        ..Usage::default()
     })
 }
 

@@ -20,6 +20,8 @@ pub enum Snapshots {
     Reflink,
     /// The file is copied.
     Copy,
+    /// The thin pool shares the chunks.
+    Thin,
 }
 
 impl Snapshots {
@@ -28,6 +30,7 @@ impl Snapshots {
         match self {
             Self::Reflink => "reflink",
             Self::Copy => "copy",
+            Self::Thin => "thin",
         }
     }
 }

@@ -15,7 +15,9 @@ use super::pre_sync::{self, Next, Taken};
 use super::serve::Copying;
 use super::server::{Key, Loop, Slot, pool_of};
 use super::snapshot;
+use super::thin;
 use crate::data::Data;
+use crate::pool::backing::Room;
 
 /// Stack of a thread on an errand: it does little.
 const STACK: usize = 128 << 10;
@@ -145,14 +147,17 @@ impl Loop<'_> {
         let known = served.spec.snapshots.contains(&snapshot);
         let data = served.spec.data.clone();
         let copy = snapshot::path_of(&data, snapshot, key.1);
+        let room = served.spec.room.clone();
         self.stir();
         self.send_out(
             key,
             move || {
-                let result = match what {
+                let result = match (room, what) {
                     _ if !known => Err(SnapshotError::Unknown),
-                    Copying::May => snapshot::may(&data, &copy),
-                    Copying::Make => snapshot::take(&data, &copy),
+                    (Room::Directory(_), Copying::May) => snapshot::may(&data, &copy),
+                    (Room::Directory(_), Copying::Make) => snapshot::take(&data, &copy),
+                    (Room::Thin(room), Copying::May) => thin::may_copy(&room),
+                    (Room::Thin(room), Copying::Make) => thin::copy(&room, key.0, snapshot, key.1),
                 };
                 Done::Snapshot(op, result)
             },

@@ -10,6 +10,7 @@ mod report;
 mod serve;
 mod server;
 pub(crate) mod snapshot;
+mod thin;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,6 +28,8 @@ use stor_replication::disk::Superblock;
 use stor_replication::ids::{CacheId, Epoch, Lineage, ReplicaId, SnapshotId, View, VolumeId};
 use stor_right::Keyring;
 
+use crate::pool::backing::Room;
+
 /// A replica to serve.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReplicaSpec {
@@ -34,9 +37,11 @@ pub struct ReplicaSpec {
     pub volume: VolumeId,
     /// Replica.
     pub replica: ReplicaId,
-    /// File with the data.
+    /// Where the pool has it.
+    pub room: Room,
+    /// File or device with the data.
     pub data: PathBuf,
-    /// File with superblock and maps.
+    /// File or device with superblock and maps.
     pub meta: PathBuf,
     /// Bytes.
     pub size: u64,

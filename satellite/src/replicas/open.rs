@@ -1,4 +1,4 @@
-//! Making and opening a replica's two files.
+//! Making and opening a replica's two files, or thin volumes.
 //!
 //! A replica exists once its metadata file has its name: data and metadata are made under other names,
 //! made durable, and renamed data first. A crash in between leaves files that the next attempt replaces.
@@ -9,15 +9,17 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use stor_device::file::{self, OpenData, OpenDataError};
+use stor_device::file::{self, DataFile, OpenData, OpenDataError};
 use stor_replication::disk::{PAGE, PageId, SLOTS, Superblock, encode_page};
 use stor_replication::range::{MAX_VOLUME, REGION};
 use stor_replication::replica::{LoadError, Replica};
 use stor_replication::time::Time;
 use thiserror::Error;
 
-use super::{ReplicaSpec, pre_sync, snapshot};
+use super::{ReplicaSpec, pre_sync, snapshot, thin};
 use crate::data::Data;
+use crate::pool::backing::Room;
+use crate::pool::lvm::ThinError;
 
 /// Why a replica can't be served.
 #[derive(Debug, Error)]
@@ -48,6 +50,9 @@ pub(super) enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// See [`ThinError`].
+    #[error(transparent)]
+    Thin(#[from] ThinError),
     /// Another process has it, or I/O that one began is not over yet.
     #[error("{path} is in use: another satellite serves it, or I/O of one that ended is still under way")]
     InUse {
@@ -70,6 +75,8 @@ pub(super) struct Files {
     pub(super) data: OwnedFd,
     pub(super) meta: OwnedFd,
     data_size: u64,
+    /// Of a block device: the chunks in which space is given back.
+    pub(super) chunk: Option<u64>,
     /// What the replica held before a resync is there, or something of it.
     pub(super) pre_sync: bool,
     /// What the state machine will ask for, by offset.
@@ -101,6 +108,9 @@ impl Files {
 
 /// Makes the files, if asked and needed. May take a while: it flushes. Not for the data thread.
 pub(super) fn make_if_asked(spec: &ReplicaSpec) -> Result<(), OpenError> {
+    if let Room::Thin(room) = &spec.room {
+        return thin::make_if_asked(spec, room);
+    }
     if exists(&spec.meta)? {
         return Ok(());
     }
@@ -128,9 +138,9 @@ pub(super) fn make_if_asked(spec: &ReplicaSpec) -> Result<(), OpenError> {
     sync_parent(&spec.meta)
 }
 
-/// The first superblock, and zeroes where the dirty map of a volume of this size will be: a bit that is set
+/// The metadata's first bytes, and how long it is: the first superblock, and zeroes where the dirty map of a volume of this size will be: a bit that is set
 /// for the first time must not have to find space.
-fn make_meta(spec: &ReplicaSpec, path: &Path, in_sync: bool) -> io::Result<()> {
+pub(super) fn first_pages(spec: &ReplicaSpec, in_sync: bool) -> (Vec<u8>, u64) {
     let member = in_sync.then_some(spec.replica);
     let superblock = Superblock::fresh(spec.size, spec.lineage, spec.cache, member);
     let page = encode_page(
@@ -142,32 +152,40 @@ fn make_meta(spec: &ReplicaSpec, path: &Path, in_sync: bool) -> io::Result<()> {
     );
     let bits = stor_replication::disk::BITS;
     let pages = spec.size.div_ceil(REGION).div_ceil(bits);
-    let mut file = File::create_new(path)?;
-    file.write_all(&page[..])?;
     let end = PageId::Dirty(pages).offset(false);
-    let blank = [0; PAGE];
-    for _ in 1..end / PAGE as u64 {
-        file.write_all(&blank)?;
-    }
+    let mut first = page.to_vec();
+    // Some MiB for the largest volume.
+    first.resize(usize::try_from(end).unwrap_or(PAGE), 0);
     let slots = u8::try_from(SLOTS).unwrap_or(u8::MAX);
     let whole = PageId::OutOfSync(slots, 0).offset(false);
     debug_assert!(
         whole > end && MAX_VOLUME > spec.size,
         "the maps of the largest volume fit"
     );
+    (first, whole)
+}
+
+fn make_meta(spec: &ReplicaSpec, path: &Path, in_sync: bool) -> io::Result<()> {
+    let (first, whole) = first_pages(spec, in_sync);
+    let mut file = File::create_new(path)?;
+    file.write_all(&first)?;
     file.set_len(whole)?;
     file.sync_all()
 }
 
 /// Opens a replica that is there and reads its metadata. May take a while: not for the data thread.
 pub(super) fn open(spec: &ReplicaSpec) -> Result<Files, OpenError> {
-    if !exists(&spec.meta)? {
+    let there = match &spec.room {
+        Room::Directory(_) => exists(&spec.meta)?,
+        Room::Thin(room) => thin::exists(spec, room)?,
+    };
+    if !there {
         return Err(OpenError::Missing);
     }
     // Before anything is read: what is in flight below may still change it.
-    let data = file::open_data(&spec.data, OpenData::Existing)?;
+    let data = open_existing(&spec.data)?;
     take(&data.fd, &spec.data)?;
-    let meta = file::open_data(&spec.meta, OpenData::Existing)?;
+    let meta = open_existing(&spec.meta)?;
     take(&meta.fd, &spec.meta)?;
     let mut reader = File::open(&spec.meta).map_err(at("open", &spec.meta))?;
     let mut pages = HashMap::new();
@@ -185,6 +203,7 @@ pub(super) fn open(spec: &ReplicaSpec) -> Result<Files, OpenError> {
         data: data.fd,
         meta: meta.fd,
         data_size: data.size,
+        chunk: data.discards,
         pre_sync: pre_sync::exists(&spec.data),
         pages,
     })
@@ -193,6 +212,18 @@ pub(super) fn open(spec: &ReplicaSpec) -> Result<Files, OpenError> {
 fn bad_metadata(spec: &ReplicaSpec) -> impl FnOnce(LoadError<io::Error>) -> OpenError {
     let path = spec.meta.clone();
     move |source| OpenError::Metadata { path, source }
+}
+
+/// Opens a file or block device; the latter for this process alone, as [`take`] does it for a file.
+fn open_existing(path: &Path) -> Result<DataFile, OpenError> {
+    file::open_data(path, OpenData::Existing).map_err(|error| match error {
+        OpenDataError::Open { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
+            OpenError::InUse {
+                path: path.to_owned(),
+            }
+        }
+        other => other.into(),
+    })
 }
 
 /// Takes a file for this process alone. The kernel gives such a lock back when the last reference to the
@@ -229,7 +260,7 @@ fn unfinished(path: &Path) -> PathBuf {
     path.with_added_extension("unfinished")
 }
 
-fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(super) fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::File {
         what,
         path: path.to_owned(),

@@ -46,6 +46,9 @@ pub(crate) fn paths_of(data: &Path) -> [PathBuf; 2] {
 /// Takes it, in place of an older one. It is durable and whole, or not there. Nothing may write to the data
 /// meanwhile that is not to be in it.
 pub(super) fn take(data: &Path) -> io::Result<Taken> {
+    if stor_device::blockdev::is_block(data) {
+        return Ok(Taken::NoReflink);
+    }
     drop_all(data)?;
     let from = File::open(data)?;
     let directory = data.parent().unwrap_or(Path::new("/"));

@@ -45,6 +45,8 @@ pub(super) struct Served {
     core: Replica<Data>,
     data: Fd,
     meta: Fd,
+    /// Of a block device: the chunks in which space is given back.
+    chunk: Option<u64>,
     /// Connections whose engine has named this replica.
     pub(super) conns: BTreeSet<ConnId>,
     /// Reactor operations under way.
@@ -97,6 +99,7 @@ impl Served {
         spec: ReplicaSpec,
         core: Replica<Data>,
         (data, meta): (Fd, Fd),
+        chunk: Option<u64>,
         pre_sync: bool,
     ) -> Self {
         Self {
@@ -104,6 +107,7 @@ impl Served {
             core,
             data,
             meta,
+            chunk,
             conns: BTreeSet::new(),
             pending: 0,
             pages: 0,
@@ -247,7 +251,7 @@ impl Served {
                 let keep = (!discard).then_some(range);
                 let token = tokens.token(Work::Zero { op, flush: fua, keep });
                 if discard {
-                    reactor.punch_hole(self.data, range.offset, range.len, token);
+                    self.free(range, reactor, token);
                 } else {
                     reactor.zero_range(self.data, range.offset, range.len, token);
                 }
@@ -265,6 +269,14 @@ impl Served {
                 let token = tokens.token(Work::Sync { op });
                 reactor.datasync(self.data, token);
             }
+        }
+    }
+
+    /// Gives a range back to the pool; it reads as zeroes.
+    fn free(&self, range: ByteRange, reactor: &mut Reactor, token: u64) {
+        match self.chunk {
+            Some(chunk) => reactor.discard(self.data, range.offset, range.len, chunk, token),
+            None => reactor.punch_hole(self.data, range.offset, range.len, token),
         }
     }
 
@@ -320,7 +332,7 @@ impl Served {
                 flush,
                 keep: None,
             });
-            reactor.punch_hole(self.data, range.offset, range.len, token);
+            self.free(range, reactor, token);
             return None;
         }
         let result = self.checked(work, &completion);

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -451,20 +451,20 @@ impl Loop<'_> {
             path: spec.data.clone(),
             source,
         };
-        let pre_sync = files.pre_sync;
+        let (pre_sync, chunk) = (files.pre_sync, files.chunk);
         let data = self.reactor.register(files.data).map_err(register)?;
         let meta = self.reactor.register(files.meta).map_err(register)?;
         self.slots.insert(
             key,
-            Slot::Served(Box::new(Served::new(spec, core, (data, meta), pre_sync))),
+            Slot::Served(Box::new(Served::new(spec, core, (data, meta), chunk, pre_sync))),
         );
         Ok(())
     }
 }
 
-/// The pool's directory: that of the volume's, which the replica's files are in.
+/// What names the pool.
 pub(super) fn pool_of(spec: &ReplicaSpec) -> PathBuf {
-    spec.data.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned()
+    spec.room.place()
 }
 
 pub(super) fn now() -> Time {

@@ -197,8 +197,7 @@ impl Cluster {
             name: POOL.to_owned(),
             node: name.to_owned(),
             dir: self.disk(name).display().to_string(),
-            tags: Vec::new(),
-            overprovision: 0.0,
+            ..PoolSpec::default()
         };
         self.run(self.client.create_pool(&spec))?;
         wait::that(wait::LONG, &format!("the pool of {name} is ready"), || {

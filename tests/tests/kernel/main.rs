@@ -3,3 +3,4 @@
 mod machine;
 mod nbd;
 mod power;
+mod thin;

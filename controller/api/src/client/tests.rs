@@ -97,6 +97,7 @@ fn page(names: &[&str], next: Option<&str>) -> Option<(u16, String)> {
             serial: String::new(),
             rotational: false,
             in_use: String::new(),
+            wipeable: false,
         })
         .collect();
     let page = Page {

@@ -107,4 +107,7 @@ pub struct Disk {
     pub rotational: bool,
     /// Why it can't become a pool; empty when it can.
     pub in_use: String,
+    /// Nobody uses it: with consent, what speaks against it can be overwritten.
+    #[serde(default)]
+    pub wipeable: bool,
 }

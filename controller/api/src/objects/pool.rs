@@ -4,15 +4,28 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Makes a pool on one node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PoolSpec {
     /// Pools of one name on several nodes are one pool to volumes.
     pub name: String,
     /// Node.
     pub node: String,
-    /// Directory of a file pool.
+    /// Directory of a file pool; empty for another kind.
+    #[serde(default)]
     pub dir: String,
+    /// `VG/POOL` of an LVM thin pool; with `devices`, the names of what is made of them.
+    #[serde(default)]
+    pub lvm_thin: String,
+    /// Unused disks of which a volume group and a thin pool are made.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// Consent to use a volume group that Stor did not make.
+    #[serde(default)]
+    pub adopt: bool,
+    /// Consent to overwrite what is on the devices. What is in use is never overwritten.
+    #[serde(default)]
+    pub wipe: bool,
     /// Tags such as `nvme`.
     #[serde(default)]
     pub tags: Vec<String>,
@@ -54,10 +67,13 @@ pub struct Pool {
     pub name: String,
     /// Node.
     pub node: String,
-    /// `file`.
+    /// `file`, `lvm-thin`.
     pub kind: String,
-    /// Directory.
+    /// Directory; `VG/POOL` of an LVM thin pool.
     pub dir: String,
+    /// Disks it was made of.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// Tags.
     pub tags: Vec<String>,
     /// Observed.
@@ -71,11 +87,17 @@ pub struct Pool {
     pub capacity_bytes: u64,
     /// Bytes free in it.
     pub free_bytes: u64,
+    /// Of an LVM thin pool: bytes of its metadata, as last reported.
+    #[serde(default)]
+    pub metadata_capacity_bytes: u64,
+    /// Of an LVM thin pool: bytes of it in use. When it is full, the pool is read-only.
+    #[serde(default)]
+    pub metadata_used_bytes: u64,
     /// Bytes promised to replicas here.
     pub promised_bytes: u64,
     /// Limit of promised over capacity.
     pub overprovision: f64,
-    /// How snapshots are made here: `reflink`, `copy`; empty while unknown.
+    /// How snapshots are made here: `reflink`, `thin`, `copy`; empty while unknown.
     pub snapshots: String,
     /// Replicas here.
     pub replicas: u64,

@@ -3,7 +3,7 @@
 use super::node::count;
 use super::tombstone::left_behind;
 use super::{Apply, Done, Weight, expect_revision, json};
-use crate::catalogue::command::{ClassWish, NodeKind, PoolWish};
+use crate::catalogue::command::{ClassWish, Device, NodeKind, PoolKind, PoolWish};
 use crate::catalogue::load::{self, integer};
 use crate::catalogue::outcome::{Kind, Object, Outcome, Refused};
 use crate::catalogue::row::Pool;
@@ -47,17 +47,25 @@ impl Apply<'_> {
             let object = Object::new(Kind::Pool, format!("{other} on {}", wish.node));
             return Err(Refused::Exists {
                 object,
-                difference: format!("it has the directory {}", wish.dir),
+                difference: match wish.kind {
+                    PoolKind::File => format!("it has the directory {}", wish.dir),
+                    PoolKind::LvmThin => format!("it has the thin pool {}", wish.dir),
+                },
             }
             .into());
         }
+        self.devices_are_free(wish).await?;
         if self.dry {
             return Ok(Outcome::Created);
         }
         sqlx::query(sql::INSERT_POOL)
             .bind(&wish.name)
             .bind(&wish.node)
+            .bind(wish.kind.word())
             .bind(&wish.dir)
+            .bind(json(&wish.devices)?)
+            .bind(wish.adopt)
+            .bind(wish.wipe)
             .bind(json(&wish.tags)?)
             .bind(integer(wish.overprovision_milli))
             .bind(integer(self.index))
@@ -66,6 +74,21 @@ impl Apply<'_> {
         // It is told of when its node has taken it, or when it is taken away before.
         self.touch(&wish.node).await?;
         Ok(Outcome::Created)
+    }
+
+    /// No disk is asked for twice: the second asker would find it used, or wipe it.
+    async fn devices_are_free(&mut self, wish: &PoolWish) -> Done<()> {
+        for other in load::pools_on(self.conn, &wish.node).await? {
+            let shared = |device: &&Device| other.devices.iter().any(|taken| taken.path == device.path);
+            if let Some(device) = wish.devices.iter().find(shared) {
+                return Err(Refused::Exists {
+                    object: pool_object(&other.name, &wish.node),
+                    difference: format!("it has the disk {}", device.path),
+                }
+                .into());
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn pools_observed(&mut self, node: &str, ready: &[String]) -> Done {
@@ -86,6 +109,8 @@ impl Apply<'_> {
             let message = format!("Pool {name} was created on node {node} in {}.", pool.wish.dir);
             self.event(Weight::Info, "pool-created", &pool_object(name, node), &message)
                 .await?;
+            // From now on it is not to be made again.
+            self.touch(node).await?;
             outcome = Outcome::Changed;
         }
         Ok(outcome)
@@ -162,7 +187,11 @@ impl Apply<'_> {
                 .await?;
             return Ok(Outcome::Changed);
         }
-        let message = format!("Pool {name} on node {node} was deleted; its directory was left as it is.");
+        let left = match pool.wish.kind {
+            PoolKind::File => "its directory was left as it is",
+            PoolKind::LvmThin => "the node gives its thin pool back",
+        };
+        let message = format!("Pool {name} on node {node} was deleted; {left}.");
         self.event(Weight::Info, "pool-deleted", &object, &message)
             .await?;
         Ok(Outcome::Changed)
@@ -229,8 +258,19 @@ impl Apply<'_> {
 }
 
 fn difference(is: &PoolWish, wish: &PoolWish) -> Option<String> {
+    if is.kind != wish.kind {
+        return Some(format!("it is of kind {}", is.kind.word()));
+    }
     if is.dir != wish.dir {
-        return Some(format!("its directory is {}", is.dir));
+        return Some(match is.kind {
+            PoolKind::File => format!("its directory is {}", is.dir),
+            PoolKind::LvmThin => format!("its thin pool is {}", is.dir),
+        });
+    }
+    let paths =
+        |wish: &PoolWish| -> Vec<String> { wish.devices.iter().map(|device| device.path.clone()).collect() };
+    if paths(is) != paths(wish) {
+        return Some(format!("its disks are {}", paths(is).join(", ")));
     }
     if is.tags != wish.tags {
         return Some(format!("its tags are {}", is.tags.join(", ")));

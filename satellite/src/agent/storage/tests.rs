@@ -19,6 +19,7 @@ fn desired(pool: &Path, key: Key, wish: Wish) -> Desired {
     let spec = PoolSpec {
         name: "sp01".to_owned(),
         path: pool.to_owned(),
+        kind: Kind::File,
     };
     let replica = WantedReplica {
         volume_name: "db".to_owned(),
