@@ -9,17 +9,20 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use stor_replication::catalogue::{Member, MemberState, VolumeRow, decide};
 use stor_replication::ids::{CacheId, ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use stor_right::{Keyring, Seconds, SignedRight, Signer, Statement, TrustedKey};
 use stor_satellite::control::{Config, FromEngine, Report, State, ToEngine, Transport};
 use stor_satellite::pool::backing::Room;
 use stor_satellite::replicas::{ReplicaSpec, ReplicaState, Server};
+use stor_transport::nbd::client::Client;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -191,6 +194,36 @@ impl Engine {
         self.config = Some(config);
     }
 
+    /// The kernel is its client from now on.
+    fn serve_kernel(&mut self) {
+        let path = self.socket.clone();
+        let config = self.config.take().unwrap();
+        let config = Config {
+            transport: Transport::Nbd { path },
+            ..config
+        };
+        self.tell(&ToEngine::Configure(config.clone()));
+        self.config = Some(config);
+    }
+
+    fn client(&self) -> Client<UnixStream> {
+        let stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Client::negotiate(stream, "vol").unwrap()
+    }
+
+    /// Stops its clock, or lets it go on.
+    fn pause(&self, pause: bool) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        let signal = if pause { Signal::STOP } else { Signal::CONT };
+        kill_process(pid, signal).unwrap();
+        wait_for("the engine's clock", || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+            let state = stat.rsplit_once(')').unwrap().1.trim_start().chars().next();
+            ((state == Some('T')) == pause).then_some(())
+        });
+    }
+
     fn tell(&mut self, message: &ToEngine) {
         let text = serde_json::to_vec(message).unwrap();
         self.control
@@ -305,6 +338,29 @@ fn what_a_client_writes_is_on_every_replica_and_reads_back() {
             spec.data.display()
         );
     }
+}
+
+#[test]
+fn requests_of_a_connection_that_the_kernel_has_given_up_are_not_begun() {
+    let dir = directory();
+    let storage = Storage::new(dir.path(), 2);
+    let mut engine = Engine::start(dir.path(), &storage, storage.row());
+    engine.serve_kernel();
+    engine.wait_serving();
+    let mut slow = engine.client();
+    slow.write(0, &[1; 4096]).unwrap();
+    engine.pause(true);
+    slow.send_write(0, &[2; 4096]).unwrap();
+    // What the kernel does when an answer takes too long; it sends the same on another connection then.
+    slow.stream().shutdown(Shutdown::Both).unwrap();
+    engine.pause(false);
+    let mut next = engine.client();
+    next.write(4096, &[3; 4096]).unwrap();
+    let mut found = [0; 4096];
+    next.read(0, &mut found).unwrap();
+    assert_eq!(found[0], 1, "a request was begun that may have been overtaken");
+    drop((slow, next));
+    assert!(engine.stop(), "not clean");
 }
 
 #[test]
