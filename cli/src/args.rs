@@ -10,7 +10,7 @@ use stor_api::name::{self, Kind};
 use stor_api::size;
 
 use crate::failure::{Exit, Failure};
-use crate::{class, completion, controller, disk, event, node, pool, quickstart, volume};
+use crate::{class, completion, controller, disk, event, node, pool, quickstart, replica, volume};
 
 const AFTER_HELP: &str = "\
 Exit status: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not authorised, 6 unreachable, 7 timed out.
@@ -138,6 +138,11 @@ pub(crate) enum Noun {
     Volume {
         #[command(subcommand)]
         verb: volume::VolumeVerb,
+    },
+    /// Copies of a volume: add, take away, move to another node or pool
+    Replica {
+        #[command(subcommand)]
+        verb: replica::ReplicaVerb,
     },
     /// The controllers themselves
     Controller {
@@ -405,6 +410,16 @@ mod tests {
             "node describe s1",
             "node set s1 --property zone=b",
             "node delete s1",
+            "node drain s1",
+            "node undrain s1",
+            "node lost s1",
+            "volume resize db1 20Gi",
+            "replica list",
+            "replica list db1 --node s1",
+            "replica add db1 --node s3 --pool sp01",
+            "replica remove db1 --node s1",
+            "replica remove db1 --id 2 --force",
+            "replica move db1 --from s1 --to s3 --pool sp02",
             "disk list --node s1",
             "pool create sp01 --node s1 --dir /p --tag nvme --tag gen4 --overprovision 5",
             "pool list",

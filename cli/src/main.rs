@@ -19,6 +19,7 @@ mod node;
 mod output;
 mod pool;
 mod quickstart;
+mod replica;
 mod status;
 mod table;
 mod volume;
@@ -68,6 +69,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Noun::Pool { verb } => Box::pin(pool::run(&Context::new(&global)?, verb)).await,
         Noun::Class { verb } => Box::pin(class::run(&Context::new(&global)?, verb)).await,
         Noun::Volume { verb } => Box::pin(volume::run(&Context::new(&global)?, verb)).await,
+        Noun::Replica { verb } => Box::pin(replica::run(&Context::new(&global)?, verb)).await,
         Noun::Controller { verb } => Box::pin(controller::run(&Context::new(&global)?, verb)).await,
         Noun::Event { verb } => Box::pin(event::run(&Context::new(&global)?, verb)).await,
     }

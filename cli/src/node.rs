@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use clap::Subcommand;
 use stor_api::client::{Client, Filter, Wish};
-use stor_api::objects::{Node, NodeChange, NodeKind, NodeSpec, NodeState};
+use stor_api::objects::{Node, NodeChange, NodeKind, NodeLeaving, NodeSpec, NodeState};
 
 use crate::args;
 use crate::completion;
@@ -13,6 +13,8 @@ use crate::failure::Failure;
 use crate::output::{Done, width};
 use crate::table::{Cell, Column, Fields, Table, Tone};
 use crate::volume::left_behind;
+
+mod emptying;
 
 /// Verbs.
 #[derive(Debug, Subcommand)]
@@ -47,6 +49,24 @@ pub(crate) enum NodeVerb {
         /// New value; `KEY=` removes the property; repeatable
         #[arg(long, value_name = "KEY=VALUE", value_parser = args::property, required = true)]
         property: Vec<(String, String)>,
+    },
+    /// Move all replicas away from a node, and place none there
+    Drain {
+        /// Its name
+        #[arg(add = completion::nodes(), value_parser = args::existing)]
+        name: String,
+    },
+    /// Let a node hold replicas again
+    Undrain {
+        /// Its name
+        #[arg(add = completion::nodes(), value_parser = args::existing)]
+        name: String,
+    },
+    /// Declare a node that is not connected gone for good: its replicas are replaced on other nodes at once
+    Lost {
+        /// Its name
+        #[arg(add = completion::nodes(), value_parser = args::existing)]
+        name: String,
     },
     /// Forget a node that has no pools and no attachments
     Delete {
@@ -126,6 +146,17 @@ pub(crate) async fn run(context: &Context, verb: NodeVerb) -> Result<(), Failure
                 .out
                 .object(&node, |node| format!("node {} changed\n", node.name))
         }
+        NodeVerb::Drain { name } => emptying::empty(context, &name, emptying::How::Drain).await,
+        NodeVerb::Lost { name } => emptying::empty(context, &name, emptying::How::Lost).await,
+        NodeVerb::Undrain { name } => {
+            if context.planned(&Wish::UndrainNode { name: &name }).await? {
+                return Ok(());
+            }
+            let node = client.undrain_node(&name).await?;
+            context.out.object(&node, |node| {
+                format!("node {} may hold replicas again\n", node.name)
+            })
+        }
         NodeVerb::Delete { name, force } => {
             if context.planned(&Wish::DeleteNode { name: &name, force }).await? {
                 return Ok(());
@@ -200,6 +231,21 @@ fn state(state: NodeState) -> Cell {
     }
 }
 
+/// With what is done to it.
+fn shown_state(node: &Node) -> Cell {
+    let how = match node.leaving {
+        None => return state(node.state),
+        Some(NodeLeaving::Drain) => "draining",
+        Some(NodeLeaving::Lost) => "lost",
+    };
+    let online = match node.state {
+        NodeState::Online => "online",
+        NodeState::Offline => "offline",
+        NodeState::New => "new",
+    };
+    Cell::new(format!("{online}, {how}"), Tone::Warn)
+}
+
 fn properties(node: &Node) -> String {
     let pairs: Vec<String> = node.properties.iter().map(|(k, v)| format!("{k}={v}")).collect();
     pairs.join(" ")
@@ -229,7 +275,7 @@ fn table(nodes: &[Node]) -> Table {
         table.row([
             node.name.clone().into(),
             kind(node.kind).into(),
-            state(node.state),
+            shown_state(node),
             node.address.clone().into(),
             transports(node).into(),
             node.version.clone().unwrap_or_default().into(),
@@ -244,7 +290,7 @@ fn describe(node: &Node, now: jiff::Timestamp) -> String {
     fields
         .field("Name", node.name.as_str())
         .field("Kind", kind(node.kind))
-        .field("State", state(node.state))
+        .field("State", shown_state(node))
         .field("Address", node.address.as_str())
         .optional("Replica server", node.data_address.as_deref().unwrap_or_default())
         .optional("Version", node.version.as_deref().unwrap_or_default())
@@ -317,6 +363,7 @@ mod tests {
             address: "127.0.0.1".into(),
             kind,
             state,
+            leaving: None,
             properties: BTreeMap::new(),
             data_address: None,
             version: None,

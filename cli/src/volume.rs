@@ -14,6 +14,7 @@ use crate::wait::{self, Look};
 mod adopt;
 mod attach;
 mod delete;
+mod resize;
 mod shown;
 
 use attach::{AttachArgs, DetachArgs};
@@ -45,6 +46,15 @@ pub(crate) enum VolumeVerb {
         /// attached, its engine is cut off
         #[arg(long)]
         force: bool,
+    },
+    /// Make a volume larger; it may be in use
+    Resize {
+        /// Its name
+        #[arg(add = completion::volumes(), value_parser = args::existing)]
+        name: String,
+        /// Its new size: 20Gi, 1T; not smaller than it is
+        #[arg(value_parser = args::volume_size)]
+        size: VolumeSize,
     },
     /// After the catalogue was restored from an old backup: take over what a volume's replicas say
     Adopt(adopt::AdoptArgs),
@@ -102,6 +112,7 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
         }
         VolumeVerb::Describe { name } => context.out.object(&client.volume(&name).await?, shown::describe),
         VolumeVerb::Delete { name, force } => delete::delete(context, &name, force).await,
+        VolumeVerb::Resize { name, size } => resize::resize(context, &name, size).await,
         VolumeVerb::Adopt(args) => adopt::adopt(context, args).await,
         VolumeVerb::Attach(args) => attach::attach(context, args).await,
         VolumeVerb::Detach(args) => attach::detach(context, args).await,
@@ -192,3 +203,4 @@ async fn look_created(client: &Client, name: &str) -> Result<Look<Volume>, Failu
 
 pub(crate) use attach::{attached, detached};
 pub(crate) use delete::{gone, table as left_behind};
+pub(crate) use shown::{replica_table, volume_and_replicas};

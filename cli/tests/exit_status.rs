@@ -101,7 +101,10 @@ fn volume(state: VolumeState) -> Volume {
         epoch: 0,
         config: 0,
         min_in_sync: 1,
+        growing_to_bytes: None,
         replicas: vec![Replica {
+            leaving: false,
+            replaces: None,
             volume: "db1".into(),
             id: 1,
             node: "s1".into(),

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::{Action, Catalogue, Command, Reply, load};
 use crate::observed::{Observations, Observed};
+use crate::policy::Policy;
 use crate::session::Sessions;
 
 /// A proposal without an outcome by then is reported as undecided.
@@ -36,6 +37,8 @@ pub struct Cluster {
     pub sessions: Sessions,
     /// Signs rights to attach.
     pub signer: Signer,
+    /// What it does by itself.
+    pub policy: Policy,
     /// Term and beginning of the present leadership.
     leading: Mutex<Option<(u64, Instant)>>,
     /// Cancelled when this controller is told to stop.
@@ -98,12 +101,13 @@ impl Look {
 
 impl Cluster {
     /// Around a Raft node.
-    pub fn new(raft: Node<Catalogue>, signer: Signer) -> Self {
+    pub fn new(raft: Node<Catalogue>, signer: Signer, policy: Policy) -> Self {
         Self {
             raft,
             observed: Observed::default(),
             sessions: Sessions::default(),
             signer,
+            policy,
             leading: Mutex::default(),
             stopping: CancellationToken::new(),
         }

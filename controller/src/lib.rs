@@ -6,6 +6,7 @@ pub mod catalogue;
 pub mod cluster;
 pub mod observed;
 pub mod plan;
+pub mod policy;
 pub mod reconcile;
 pub mod rest;
 pub mod restore;

@@ -4,9 +4,11 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use stor_api::name;
+use stor_controller::policy::Policy;
 use stor_controller::restore;
 use stor_controller::server::{self, Running};
 use stor_controller::settings::{Settings, Wanted};
@@ -37,6 +39,8 @@ enum Commands {
         /// Go on running afterwards
         #[arg(long)]
         run: bool,
+        #[command(flatten)]
+        tending: Tending,
     },
     /// Join this controller to a cluster
     Join {
@@ -50,6 +54,8 @@ enum Commands {
         /// Go on running afterwards
         #[arg(long)]
         run: bool,
+        #[command(flatten)]
+        tending: Tending,
     },
     /// Run a controller that was made by init or join
     Run {
@@ -61,6 +67,8 @@ enum Commands {
         /// Listen for the API here instead
         #[arg(long)]
         api_listen: Option<SocketAddr>,
+        #[command(flatten)]
+        tending: Tending,
     },
 }
 
@@ -69,6 +77,33 @@ struct Place {
     /// Directory of this controller's data
     #[arg(long, env = "STOR_CONTROLLER_DIR", default_value = "/var/lib/stor/controller")]
     dir: PathBuf,
+}
+
+/// What the cluster does by itself. The leader's values count: give all controllers the same
+#[derive(Debug, Args)]
+struct Tending {
+    /// Minutes after which a storage node that is away is taken for lost and its replicas are replaced; 0: never
+    #[arg(
+        long,
+        env = "STOR_REPLACE_AFTER",
+        value_name = "MINUTES",
+        default_value_t = 60
+    )]
+    replace_after: u64,
+    /// Not while more than this share of the storage nodes is away, in percent
+    #[arg(long, env = "STOR_REPLACE_SHARE", value_name = "PERCENT", default_value_t = 34,
+        value_parser = clap::value_parser!(u8).range(1..=100))]
+    replace_share: u8,
+}
+
+impl Tending {
+    fn policy(&self) -> Policy {
+        Policy {
+            replace_after: (self.replace_after > 0)
+                .then(|| Duration::from_secs(self.replace_after.saturating_mul(60))),
+            replace_share: self.replace_share,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -148,8 +183,9 @@ async fn execute(command: Commands) -> anyhow::Result<()> {
             restore: file,
             force,
             run,
+            tending,
         } => {
-            let settings = match file {
+            let mut settings = match file {
                 None => {
                     let settings = Settings::begin(&place.dir, who.wanted()?)?;
                     let settings = server::init(&place.dir, settings, timing).await?;
@@ -166,6 +202,7 @@ async fn execute(command: Commands) -> anyhow::Result<()> {
                     settings
                 }
             };
+            settings.policy = tending.policy();
             if run {
                 serve(server::start(&place.dir, &settings, timing).await?).await?;
             }
@@ -176,8 +213,10 @@ async fn execute(command: Commands) -> anyhow::Result<()> {
             who,
             seed,
             run,
+            tending,
         } => {
-            let settings = Settings::begin(&place.dir, who.wanted()?)?;
+            let mut settings = Settings::begin(&place.dir, who.wanted()?)?;
+            settings.policy = tending.policy();
             let running = server::join(&place.dir, settings, &seed, timing).await?;
             tracing::info!(dir = %place.dir.display(), "joined the cluster");
             if run {
@@ -190,8 +229,10 @@ async fn execute(command: Commands) -> anyhow::Result<()> {
             place,
             peer_listen,
             api_listen,
+            tending,
         } => {
             let mut settings = Settings::load(&place.dir)?;
+            settings.policy = tending.policy();
             settings.peer_listen = peer_listen.unwrap_or(settings.peer_listen);
             settings.api_listen = api_listen.unwrap_or(settings.api_listen);
             serve(server::start(&place.dir, &settings, timing).await?).await

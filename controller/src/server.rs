@@ -178,7 +178,7 @@ pub async fn start(dir: &Path, settings: &Settings, timing: Timing) -> Result<Ru
             return Err(StartError::Peer { source });
         }
     };
-    let cluster = Arc::new(Cluster::new(node.clone(), signer));
+    let cluster = Arc::new(Cluster::new(node.clone(), signer, settings.policy));
     let front = Arc::new(Front::new(Arc::clone(&cluster)));
     let stop = cluster.stopping.clone();
     let handler: Arc<dyn PeerHandler> = Arc::clone(&front) as Arc<dyn PeerHandler>;

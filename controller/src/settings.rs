@@ -10,6 +10,8 @@ use stor_raft::PeerInfo;
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::policy::Policy;
+
 /// Version of the file this program writes, and the newest it reads.
 const FORMAT: u32 = 1;
 const FILE: &str = "controller.json";
@@ -36,6 +38,9 @@ pub struct Settings {
     pub peer_address: String,
     /// `host:port` under which others reach `api_listen`.
     pub api_address: String,
+    /// What the cluster does by itself; given at each start.
+    #[serde(skip)]
+    pub policy: Policy,
 }
 
 /// The settings can't be used.
@@ -209,6 +214,7 @@ impl Settings {
             api_listen: wanted.api_listen,
             peer_address,
             api_address,
+            policy: Policy::default(),
         };
         settings.store(dir)?;
         Ok(settings)

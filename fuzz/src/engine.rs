@@ -27,6 +27,7 @@ fn row() -> VolumeRow {
         node: node.to_owned(),
         joined: Some(ConfigSeq(0)),
         state: MemberState::InSync,
+        leaving: false,
     };
     VolumeRow {
         volume: VOLUME,

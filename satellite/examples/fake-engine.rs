@@ -93,6 +93,7 @@ impl Engine {
     fn report(&self, stream: &UnixStream) -> io::Result<()> {
         let report = Report {
             state: State::Serving,
+            size: 0,
             reason: String::new(),
             syncing: Vec::new(),
             counters: Counters::default(),

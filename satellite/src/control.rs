@@ -133,6 +133,9 @@ pub struct Report {
     pub state: State,
     /// Why, when not serving.
     pub reason: String,
+    /// Bytes of the volume it serves.
+    #[serde(default)]
+    pub size: u64,
     /// Running resyncs.
     pub syncing: Vec<Progress>,
     /// Since the engine began.

@@ -109,6 +109,7 @@ impl Storage {
             node: format!("s{}", spec.replica),
             joined: Some(ConfigSeq(0)),
             state: MemberState::InSync,
+            leaving: false,
         };
         VolumeRow {
             volume: self.volume,

@@ -32,6 +32,23 @@ fn replica_state(state: ReplicaState) -> Cell {
     Cell::new(word, tone)
 }
 
+/// One that is to go is in sync until it is gone.
+fn shown_state(replica: &Replica) -> Cell {
+    if replica.leaving {
+        return Cell::new("leaving", Tone::Warn);
+    }
+    replica_state(replica.state)
+}
+
+fn shown_reason(replica: &Replica) -> String {
+    let place = replica.replaces.map(|old| format!("takes the place of {old}"));
+    match place {
+        Some(place) if replica.reason.is_empty() => place,
+        Some(place) => format!("{}; {place}", replica.reason),
+        None => replica.reason.clone(),
+    }
+}
+
 fn attachment_state(state: AttachmentState) -> Cell {
     let (word, tone) = match state {
         AttachmentState::Attaching => ("attaching", Tone::Warn),
@@ -96,6 +113,10 @@ pub(super) fn describe(volume: &Volume) -> String {
                 volume.size_bytes
             ),
         )
+        .optional(
+            "Growing to",
+            &volume.growing_to_bytes.map(size::format).unwrap_or_default(),
+        )
         .field("State", state(volume.state))
         .optional("Reason", &volume.reason)
         .optional("Class", volume.class.as_deref().unwrap_or_default())
@@ -113,7 +134,7 @@ pub(super) fn describe(volume: &Volume) -> String {
     let mut text = fields.render();
     text.extend([format!(
         "\nReplicas\n{}",
-        replicas(&volume.replicas).render(width())
+        replica_table(&volume.replicas, false).render(width())
     )]);
     if matches!(volume.state, VolumeState::Creating | VolumeState::Deleting) {
         return text;
@@ -137,8 +158,24 @@ pub(super) fn describe(volume: &Volume) -> String {
     text
 }
 
-fn replicas(replicas: &[Replica]) -> Table {
+/// A volume in one line, and its replicas.
+pub(crate) fn volume_and_replicas(volume: &Volume) -> String {
+    let table = replica_table(&volume.replicas, false).render(width());
+    format!(
+        "volume {}: {}\n\n{table}",
+        volume.name,
+        size::format(volume.size_bytes)
+    )
+}
+
+/// Replicas; `of`: say of which volume.
+pub(crate) fn replica_table(replicas: &[Replica], of: bool) -> Table {
     let mut table = Table::new(&[
+        if of {
+            Column::left("VOLUME")
+        } else {
+            Column::optional("")
+        },
         Column::right("ID"),
         Column::left("NODE"),
         Column::left("POOL"),
@@ -160,15 +197,17 @@ fn replicas(replicas: &[Replica]) -> Table {
                     .unwrap_or_default();
                 format!("{percent:.0} %{left}")
             });
+        let volume = if of { replica.volume.clone() } else { String::new() };
         table.row([
+            volume.into(),
             replica.id.to_string().into(),
             replica.node.clone().into(),
             replica.pool.clone().into(),
-            replica_state(replica.state),
+            shown_state(replica),
             if replica.in_sync { "yes" } else { "no" }.into(),
             size::format(replica.allocated_bytes).into(),
             resync.unwrap_or_default().into(),
-            replica.reason.clone().into(),
+            shown_reason(replica).into(),
         ]);
     }
     table
@@ -240,6 +279,8 @@ mod tests {
             allocated_bytes: 3 << 30,
             resync_percent: None,
             resync_left_bytes: None,
+            leaving: false,
+            replaces: None,
         };
         let mut syncing = replica(2, "s2", ReplicaState::Syncing, false);
         syncing.resync_percent = Some(41.7);
@@ -249,6 +290,7 @@ mod tests {
             name: "db1".into(),
             id: "0191d5b4-0000-7000-8000-000000000001".into(),
             size_bytes: 10 << 30,
+            growing_to_bytes: None,
             class: Some("fast".into()),
             state: VolumeState::Degraded,
             reason: "replica 2 on s2 is not in sync: unreachable".into(),

@@ -9,11 +9,12 @@ mod node;
 mod pool;
 mod volume;
 
-pub use node::{Disk, Node, NodeChange, NodeKind, NodeSpec, NodeState, Transport};
+pub use node::{Disk, Node, NodeChange, NodeKind, NodeLeaving, NodeSpec, NodeState, Transport};
 pub use pool::{Class, ClassSpec, Pool, PoolChange, PoolSpec, PoolState};
 pub use volume::{
     Attachment, AttachmentSpec, AttachmentState, Counters, Deletion, PlacementVerdict, Plan, Replica,
-    ReplicaState, Tombstone, TombstoneState, Volume, VolumeAdoption, VolumeSpec, VolumeState,
+    ReplicaSpec, ReplicaState, Tombstone, TombstoneState, Volume, VolumeAdoption, VolumeChange, VolumeSpec,
+    VolumeState,
 };
 
 /// A page of a list.

@@ -33,6 +33,8 @@ fn node(name: &str) -> Node {
         boot_id: None,
         transports: Vec::new(),
         online: Some(true),
+        leaving: None,
+        offline_since: None,
         desired: 0,
         revision: 0,
     }
@@ -44,10 +46,12 @@ fn volume() -> Volume {
         node: node.into(),
         joined: Some(ConfigSeq(0)),
         state: MemberState::InSync,
+        leaving: false,
     };
     let place = || Place {
         pool: "sp01".into(),
         phase: ReplicaPhase::Ready,
+        replaces: None,
     };
     Volume {
         row: VolumeRow {
@@ -83,6 +87,7 @@ fn volume() -> Volume {
             detaching: false,
         }),
         doubt: true,
+        grow_to: None,
     }
 }
 

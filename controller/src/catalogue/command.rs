@@ -191,6 +191,57 @@ pub enum Action {
     },
     /// Makes the row of a volume what its replicas say.
     AdoptVolume(Adoption),
+    /// A further replica of a volume, which may be in use.
+    PlaceReplica {
+        /// Volume.
+        volume: VolumeId,
+        /// Where.
+        placement: Placement,
+        /// The one whose place it takes: that one leaves once this one is in sync.
+        replaces: Option<ReplicaId>,
+    },
+    /// A replica is to go, as soon as nothing is lost by it.
+    LeaveReplica {
+        /// Volume.
+        volume: VolumeId,
+        /// Replica.
+        replica: ReplicaId,
+    },
+    /// Empties a node, or takes that back.
+    EmptyNode {
+        /// Node.
+        name: String,
+        /// How; `None`: it may hold replicas again.
+        leaving: Option<Leaving>,
+    },
+    /// A volume is to be larger.
+    ResizeVolume {
+        /// Volume.
+        name: String,
+        /// Revision.
+        expect: Option<u64>,
+        /// Bytes.
+        size: u64,
+        /// What was presumed of the pools of its replicas.
+        pools: Vec<Placement>,
+    },
+    /// Every replica in sync reported this size: the volume has it.
+    GrowVolume {
+        /// Volume.
+        volume: VolumeId,
+        /// Bytes.
+        size: u64,
+    },
+}
+
+/// How a node is emptied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leaving {
+    /// It is there: its replicas move away.
+    Drain,
+    /// It is gone: its replicas are replaced.
+    Lost,
 }
 
 /// See [`Action::BeginHistory`].

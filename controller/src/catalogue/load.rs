@@ -10,7 +10,7 @@ use stor_replication::catalogue::{EjectReason, Member, MemberState, VolumeRow};
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
 use uuid::Uuid;
 
-use super::command::{ClassWish, NodeKind, PoolKind, PoolWish, Purpose};
+use super::command::{ClassWish, Leaving, NodeKind, PoolKind, PoolWish, Purpose};
 use super::row::{
     Attachment, Class, Event, History, Node, Place, Pool, PoolOn, ReplicaPhase, Signer, Tombstone, Volume,
     VolumePhase,
@@ -75,6 +75,11 @@ impl FromRow<'_, SqliteRow> for Node {
             boot_id: row.try_get("boot_id")?,
             transports: json(row, "transports")?,
             online: row.try_get("online")?,
+            leaving: match row.try_get::<Option<&str>, _>("leaving")? {
+                None => None,
+                Some(_) => Some(word(row, "leaving", Leaving::from_word)?),
+            },
+            offline_since: row.try_get("offline_since")?,
             desired: row.try_get("desired")?,
             revision: row.try_get("revision")?,
         })
@@ -182,6 +187,7 @@ impl FromRow<'_, SqliteRow> for Volume {
             places: BTreeMap::new(),
             attachment,
             doubt: row.try_get("doubt")?,
+            grow_to: row.try_get("grow_to")?,
         })
     }
 }
@@ -210,10 +216,12 @@ impl FromRow<'_, SqliteRow> for Replica {
                 node: row.try_get("node")?,
                 joined: row.try_get::<Option<u64>, _>("joined")?.map(ConfigSeq),
                 state,
+                leaving: row.try_get("leaving")?,
             },
             place: Place {
                 pool: row.try_get("pool")?,
                 phase: word(row, "phase", ReplicaPhase::from_word)?,
+                replaces: row.try_get::<Option<u32>, _>("replaces")?.map(ReplicaId),
             },
         })
     }
@@ -423,6 +431,10 @@ pub enum Which<'a> {
     Detaching,
     /// Whose row may be older than the data.
     Doubted,
+    /// With a replica that is to go.
+    Leaving,
+    /// That are to be larger.
+    Growing,
 }
 
 /// Volumes, by name.
@@ -438,6 +450,8 @@ pub async fn volumes_which(conn: &mut SqliteConnection, which: Which<'_>) -> Res
         Which::Healing => sqlx::query_scalar(sql::VOLUME_IDS_HEALING),
         Which::Detaching => sqlx::query_scalar(sql::VOLUME_IDS_DETACHING),
         Which::Doubted => sqlx::query_scalar(sql::VOLUME_IDS_DOUBTED),
+        Which::Leaving => sqlx::query_scalar(sql::VOLUME_IDS_LEAVING),
+        Which::Growing => sqlx::query_scalar(sql::VOLUME_IDS_GROWING),
     };
     let ids: Vec<String> = query.fetch_all(&mut *conn).await?;
     volumes(conn, &ids).await

@@ -7,7 +7,9 @@ use stor_replication::ids::{Lineage, ReplicaId, VolumeId};
 use stor_right::PublicKey;
 use uuid::Uuid;
 
-use super::command::{ClassWish, Device, NodeKind, PoolKind, PoolWish, Probe, Purpose, VolumeWish};
+use super::command::{
+    ClassWish, Device, Leaving, NodeKind, PoolKind, PoolWish, Probe, Purpose, VolumeWish,
+};
 
 /// A node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,6 +32,10 @@ pub struct Node {
     pub transports: Vec<Probe>,
     /// Last recorded connection state. For events only: the leader knows better from its sessions.
     pub online: Option<bool>,
+    /// It is being emptied.
+    pub leaving: Option<Leaving>,
+    /// When it was last found gone; `None` while it is connected.
+    pub offline_since: Option<String>,
     /// Index of the last entry that may have changed what it should hold.
     pub desired: u64,
     /// Index of the last entry that changed it.
@@ -101,6 +107,8 @@ pub struct Volume {
     pub attachment: Option<Attachment>,
     /// The row may be older than the data: nothing is decided by it before it is trusted again or adopted.
     pub doubt: bool,
+    /// Size it is to have; its replicas have it first.
+    pub grow_to: Option<u64>,
 }
 
 /// Which history of the catalogue this is.
@@ -134,6 +142,8 @@ pub struct Place {
     pub pool: String,
     /// Where in its life it is.
     pub phase: ReplicaPhase,
+    /// The replica whose place it takes once it is in sync.
+    pub replaces: Option<ReplicaId>,
 }
 
 /// Life of a replica's files.
@@ -230,4 +240,5 @@ macro_rules! words {
 words!(NodeKind { Storage = "storage", Diskless = "diskless" });
 words!(VolumePhase { Creating = "creating", Available = "available", Deleting = "deleting" });
 words!(ReplicaPhase { Creating = "creating", Ready = "ready", Deleting = "deleting" });
+words!(Leaving { Drain = "drain", Lost = "lost" });
 words!(Purpose { User = "user", Healing = "healing" });

@@ -34,18 +34,19 @@ statements! {
     TOUCH_ALL = "UPDATE nodes SET desired = ?";
 
     NODES = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \
-        desired, revision FROM nodes ORDER BY name";
+        leaving, offline_since, desired, revision FROM nodes ORDER BY name";
     NODE = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \
-        desired, revision FROM nodes WHERE name = ?";
+        leaving, offline_since, desired, revision FROM nodes WHERE name = ?";
     NODES_PAGE = "SELECT name, address, kind, properties, data_address, version, boot_id, transports, online, \
-        desired, revision FROM nodes WHERE name > ? ORDER BY name LIMIT ?";
+        leaving, offline_since, desired, revision FROM nodes WHERE name > ? ORDER BY name LIMIT ?";
     NODES_ONLINE = "SELECT name FROM nodes WHERE online = 1";
     INSERT_NODE = "INSERT INTO nodes (name, address, kind, properties, transports, desired, revision) \
         VALUES (?, ?, ?, ?, '[]', ?, ?)";
     UPDATE_NODE_PROPERTIES = "UPDATE nodes SET properties = ?, revision = ? WHERE name = ?";
     UPDATE_NODE_SEEN = "UPDATE nodes SET data_address = ?, version = ?, boot_id = ?, transports = ?, revision = ? \
         WHERE name = ?";
-    UPDATE_NODE_ONLINE = "UPDATE nodes SET online = ? WHERE name = ?";
+    UPDATE_NODE_ONLINE = "UPDATE nodes SET online = ?, offline_since = ? WHERE name = ?";
+    SET_NODE_LEAVING = "UPDATE nodes SET leaving = ?, revision = ? WHERE name = ?";
     DELETE_NODE = "DELETE FROM nodes WHERE name = ?";
     /// Marks one node as possibly wanting another desired state.
     TOUCH_NODE = "UPDATE nodes SET desired = ? WHERE name = ?";
@@ -58,11 +59,11 @@ statements! {
     NODE_OWNED = "SELECT name FROM volumes WHERE owner = ? ORDER BY name LIMIT 1";
 
     POOLS = "SELECT p.name, p.node, p.kind, p.dir, p.devices, p.adopt, p.wipe, p.tags, p.overprovision_milli, p.ready, p.revision, \
-        COALESCE(SUM(v.size), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
+        COALESCE(SUM(MAX(v.size, COALESCE(v.grow_to, 0))), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
         LEFT JOIN replicas r ON r.node = p.node AND r.pool = p.name LEFT JOIN volumes v ON v.id = r.volume \
         GROUP BY p.name, p.node ORDER BY p.name, p.node";
     POOL = "SELECT p.name, p.node, p.kind, p.dir, p.devices, p.adopt, p.wipe, p.tags, p.overprovision_milli, p.ready, p.revision, \
-        COALESCE(SUM(v.size), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
+        COALESCE(SUM(MAX(v.size, COALESCE(v.grow_to, 0))), 0) AS promised, COUNT(v.id) AS replicas FROM pools p \
         LEFT JOIN replicas r ON r.node = p.node AND r.pool = p.name LEFT JOIN volumes v ON v.id = r.volume \
         WHERE p.name = ? AND p.node = ? GROUP BY p.name, p.node";
     POOLS_ON = "SELECT name, kind, dir, devices, adopt, wipe, ready FROM pools WHERE node = ? ORDER BY name";
@@ -92,18 +93,20 @@ statements! {
     /// Detached volumes that may have something to heal.
     VOLUME_IDS_UNHEALED = "SELECT id FROM volumes WHERE clean = 0 AND owner IS NULL \
         UNION SELECT r.volume FROM replicas r JOIN volumes v ON v.id = r.volume \
-        WHERE r.in_sync = 0 AND v.owner IS NULL";
+        WHERE (r.in_sync = 0 OR r.leaving = 1) AND v.owner IS NULL";
     VOLUME_IDS_HEALING = "SELECT volume FROM attachments WHERE purpose = 'healing'";
     VOLUME_IDS_DETACHING = "SELECT volume FROM attachments WHERE detaching = 1";
+    VOLUME_IDS_LEAVING = "SELECT DISTINCT volume FROM replicas WHERE leaving = 1";
+    VOLUME_IDS_GROWING = "SELECT id FROM volumes WHERE grow_to IS NOT NULL ORDER BY name";
     VOLUME_IDS_DOUBTED = "SELECT id FROM volumes WHERE doubt = 1 ORDER BY name";
     /// `?` is a JSON list of ids.
     VOLUMES = "SELECT v.id, v.name, v.phase, v.size, v.epoch, v.config, v.owner, v.clean, v.clean_before, \
-        v.lineage, v.min_in_sync, v.class, v.wish, v.created, v.revision, v.doubt, \
+        v.lineage, v.min_in_sync, v.class, v.wish, v.created, v.revision, v.doubt, v.grow_to, \
         a.transport, a.read_only, a.purpose, a.detaching \
         FROM volumes v LEFT JOIN attachments a ON a.volume = v.id \
         WHERE v.id IN (SELECT value FROM json_each(?)) ORDER BY v.name";
     /// `?` is a JSON list of volume ids.
-    REPLICAS = "SELECT volume, replica, node, pool, phase, in_sync, joined, since, reason FROM replicas \
+    REPLICAS = "SELECT volume, replica, node, pool, phase, in_sync, joined, since, reason, leaving, replaces FROM replicas \
         WHERE volume IN (SELECT value FROM json_each(?)) ORDER BY volume, replica";
     /// Tombstones among them: to a node it is the same.
     REPLICAS_MOVING = "SELECT volume, replica, node, phase FROM replicas WHERE phase <> 'ready' \
@@ -123,7 +126,15 @@ statements! {
     DELETE_VOLUME = "DELETE FROM volumes WHERE id = ?";
     INSERT_REPLICA = "INSERT INTO replicas (volume, replica, node, pool, phase, in_sync, joined) \
         VALUES (?, ?, ?, ?, 'creating', 1, 0)";
-    UPDATE_REPLICA = "UPDATE replicas SET in_sync = ?, joined = ?, since = ?, reason = ? WHERE volume = ? AND replica = ?";
+    INSERT_FURTHER_REPLICA = "INSERT INTO replicas (volume, replica, node, pool, phase, in_sync, joined, reason, \
+        replaces) VALUES (?, ?, ?, ?, 'creating', 0, NULL, 'new', ?)";
+    /// Whatever number a replica of the volume ever had is below.
+    NEXT_REPLICA = "SELECT MAX(v.numbers, COALESCE((SELECT MAX(replica) + 1 FROM replicas WHERE volume = v.id), 0), \
+        COALESCE((SELECT MAX(replica) + 1 FROM tombstones WHERE volume = v.id), 0)) FROM volumes v WHERE v.id = ?";
+    SET_NUMBERS = "UPDATE volumes SET numbers = MAX(numbers, ?) WHERE id = ?";
+    FORGET_REPLACES = "UPDATE replicas SET replaces = NULL WHERE volume = ? AND replaces = ?";
+    SET_GROW_TO = "UPDATE volumes SET grow_to = ?, revision = ? WHERE id = ?";
+    UPDATE_REPLICA = "UPDATE replicas SET in_sync = ?, joined = ?, since = ?, reason = ?, leaving = ? WHERE volume = ? AND replica = ?";
     UPDATE_REPLICA_PHASE = "UPDATE replicas SET phase = ? WHERE volume = ? AND replica = ?";
     UPDATE_REPLICA_PHASES = "UPDATE replicas SET phase = ? WHERE volume = ?";
     DELETE_REPLICA = "DELETE FROM replicas WHERE volume = ? AND replica = ?";

@@ -21,6 +21,7 @@ use super::*;
 mod dump;
 mod forced;
 mod objects;
+mod replicas;
 mod view;
 
 use dump::{dump, nothing};

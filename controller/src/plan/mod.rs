@@ -4,8 +4,13 @@
 //! out, and in both cases a verdict on every node. It reserves nothing; the command that creates the volume
 //! carries what was presumed and is refused when that no longer holds.
 
+mod further;
+mod survey;
 #[cfg(test)]
 mod tests;
+
+pub use further::{Asked, further, placed};
+pub use survey::{DEFAULT_REPLICAS, nodes, wish};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,6 +45,8 @@ pub struct Node {
     pub diskless: bool,
     /// Its satellite is connected.
     pub online: bool,
+    /// Why nothing is placed there, whatever its pools are like.
+    pub barred: Option<String>,
     /// For `spread` and `together`.
     pub properties: BTreeMap<String, String>,
     /// Its pools.
@@ -204,6 +211,9 @@ fn admit_node<'a>(
     };
     if node.diskless {
         return refuse("", "the node is diskless".into());
+    }
+    if let Some(why) = &node.barred {
+        return refuse("", why.clone());
     }
     let considered: Vec<&Pool> = node
         .pools

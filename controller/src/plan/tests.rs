@@ -22,6 +22,7 @@ fn node(name: &str, properties: &[(&str, &str)]) -> Node {
         name: name.into(),
         diskless: false,
         online: true,
+        barred: None,
         properties: properties
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))

@@ -4,7 +4,7 @@
 //! It is an attachment of its own purpose that gives way to a user's at once. It starts only when every in-sync
 //! replica is there, so that healing never takes a member out of the set that was merely away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use stor_proto::satellite::{EngineState, ReplicaState};
@@ -32,6 +32,8 @@ const PER_NODE: usize = 4;
 pub(super) struct Healing {
     needs: BTreeMap<VolumeId, Need>,
     quiet: BTreeMap<VolumeId, Quiet>,
+    /// Nodes taken for lost: their replicas are not waited for.
+    pub(super) gone: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -85,7 +87,7 @@ impl Healing {
         }
         let mut actions = Vec::new();
         for volume in unhealed {
-            let Some(node) = healer(volume, seen) else {
+            let Some(node) = healer(volume, seen, &self.gone) else {
                 continue;
             };
             let need = self.needs.entry(volume.row.volume).or_insert(Need {
@@ -169,7 +171,7 @@ impl Healing {
                 return false;
             }
         }
-        if !engine.syncing.is_empty() || waiting(volume, seen) {
+        if !engine.syncing.is_empty() || waiting(volume, seen) || lets_go(volume, seen) {
             self.quiet.remove(&id);
             return false;
         }
@@ -197,8 +199,24 @@ fn waiting(volume: &Volume, seen: &Observations) -> bool {
     })
 }
 
+/// A replica is to go, and those that stay are there.
+fn lets_go(volume: &Volume, seen: &Observations) -> bool {
+    let members = || {
+        volume
+            .row
+            .in_sync()
+            .filter_map(|id| Some((id, volume.row.replicas.get(&id)?)))
+    };
+    let mut stay = members().filter(|(_, member)| !member.leaving);
+    members().any(|(_, member)| member.leaving)
+        && stay.all(|(id, member)| {
+            let report = seen.replica(&member.node, volume.row.volume, id);
+            report.is_some_and(|report| report.state() == ReplicaState::Ready)
+        })
+}
+
 /// The node that should heal a volume, when there is something to heal and it can be done.
-fn healer(volume: &Volume, seen: &Observations) -> Option<String> {
+fn healer(volume: &Volume, seen: &Observations, gone: &BTreeSet<String>) -> Option<String> {
     if volume.phase != VolumePhase::Available || volume.row.owner.is_some() || volume.row.replicas.len() < 2 {
         return None;
     }
@@ -212,6 +230,9 @@ fn healer(volume: &Volume, seen: &Observations) -> Option<String> {
     let mut first = None;
     for id in volume.row.in_sync() {
         let member = volume.row.replicas.get(&id)?;
+        if gone.contains(&member.node) {
+            continue;
+        }
         let report = seen.replica(&member.node, volume.row.volume, id)?;
         if report.state() != ReplicaState::Ready {
             return None;

@@ -5,12 +5,17 @@
 //! with its own preconditions, so that a leader that does not know it was replaced does no harm. Nothing
 //! here is remembered that a new leader could not find out again.
 
+mod changes;
 mod decide;
 mod doubts;
+pub mod emptying;
+#[cfg(test)]
+mod emptying_tests;
 mod healing;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,9 +25,10 @@ use tokio::sync::watch;
 
 use crate::catalogue::Action;
 use crate::catalogue::load::{self, Which};
-use crate::catalogue::row::Node;
+use crate::catalogue::row::{Node, Volume};
 use crate::cluster::{Cluster, Look, Trouble};
 use crate::observed::Observations;
+use crate::plan;
 use healing::Healing;
 
 /// Even when nothing moves, time does: nodes go offline by silence.
@@ -77,6 +83,8 @@ async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Res
     let unready = load::pools_unready(look.rows()).await?;
     let nodes = load::nodes(look.rows()).await?;
     let mut detaching = load::volumes_which(look.rows(), Which::Detaching).await?;
+    let leaving = load::volumes_which(look.rows(), Which::Leaving).await?;
+    let growing = load::volumes_which(look.rows(), Which::Growing).await?;
     let unhealed = load::volumes_which(look.rows(), Which::Unhealed).await?;
     let mut being_healed = load::volumes_which(look.rows(), Which::Healing).await?;
     // By a row in doubt nothing is decided.
@@ -88,10 +96,44 @@ async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Res
     actions.extend(decide::connections(&nodes, &seen, settled));
     let led = cluster.led_for();
     actions.extend(decide::lost_owners(&detaching, &seen, led));
+    let empty = emptying::nodes(&nodes, &seen, cluster.policy, settled, jiff::Timestamp::now());
+    let gone = empty
+        .iter()
+        .filter(|empty| empty.lost)
+        .map(|empty| empty.node.clone());
+    healing.gone = gone.collect();
     actions.extend(healing.decide(&unhealed, &being_healed, &seen, led, Instant::now()));
+    actions.extend(changes::leaving(&leaving, &seen));
+    actions.extend(changes::growing(&growing, &seen));
+    if !empty.is_empty() {
+        actions.extend(emptying::actions(plan_emptying(&mut look, &empty).await?));
+    }
     actions.truncate(BATCH);
     actions.extend(doubts(&mut look, &nodes, &seen).await?);
     Ok(actions)
+}
+
+/// What becomes of every replica on these nodes, in the order of volumes.
+pub async fn plan_emptying(
+    look: &mut Look,
+    empty: &[emptying::Empty],
+) -> Result<Vec<emptying::Step>, Trouble> {
+    let mut volumes: BTreeMap<String, Volume> = BTreeMap::new();
+    for empty in empty {
+        let on = load::volumes_which(look.rows(), Which::On(&empty.node)).await?;
+        volumes.extend(on.into_iter().map(|volume| (volume.name.clone(), volume)));
+    }
+    let mut classes = BTreeMap::new();
+    for class in volumes.values().filter_map(|volume| volume.wish.class.clone()) {
+        if let Some(found) = load::class(look.rows(), &class).await? {
+            classes.insert(class, found.wish);
+        }
+    }
+    let nodes = load::nodes(look.rows()).await?;
+    let pools = load::pools(look.rows()).await?;
+    let nodes = plan::nodes(&nodes, &pools, &look.seen);
+    let volumes: Vec<Volume> = volumes.into_values().collect();
+    Ok(emptying::steps(empty, &volumes, &classes, nodes))
 }
 
 /// Looked at only while something is in doubt: that goes through all that every node reports.

@@ -17,7 +17,7 @@ use crate::catalogue::load::Moving;
 use crate::catalogue::row::{Attachment, Node, Place, ReplicaPhase, Volume, VolumePhase};
 use crate::observed::{Heard, LOST_AFTER, OFFLINE_AFTER, Observations};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 /// How long a leader led that has heard everybody who is there.
 const LONG: Duration = Duration::from_mins(10);
 
@@ -26,11 +26,12 @@ fn id() -> VolumeId {
 }
 
 /// Replicas on s1 (in sync) and s2 (stale), detached, not clean.
-fn volume() -> Volume {
+pub(super) fn volume() -> Volume {
     let member = |node: &str, state| Member {
         node: node.into(),
         joined: Some(ConfigSeq(0)),
         state,
+        leaving: false,
     };
     let stale = MemberState::Stale {
         since: Some(ConfigSeq(1)),
@@ -39,6 +40,7 @@ fn volume() -> Volume {
     let place = Place {
         pool: "sp01".into(),
         phase: ReplicaPhase::Ready,
+        replaces: None,
     };
     Volume {
         row: VolumeRow {
@@ -75,6 +77,7 @@ fn volume() -> Volume {
         places: BTreeMap::from([(ReplicaId(0), place.clone()), (ReplicaId(1), place)]),
         attachment: None,
         doubt: false,
+        grow_to: None,
     }
 }
 
@@ -92,7 +95,7 @@ fn healing_on_s1() -> Volume {
 }
 
 /// Both nodes are there with their replica; s1 reports `engines`.
-fn seen(now: Instant, engines: Vec<EngineStatus>) -> Observations {
+pub(super) fn seen(now: Instant, engines: Vec<EngineStatus>) -> Observations {
     let report = |replica, engines| {
         let replicas = vec![ReplicaStatus {
             volume_id: id().to_string(),
@@ -117,7 +120,7 @@ fn seen(now: Instant, engines: Vec<EngineStatus>) -> Observations {
     Observations::new(BTreeMap::from(nodes), now)
 }
 
-fn without(seen_at: Instant, node: &str) -> Observations {
+pub(super) fn without(seen_at: Instant, node: &str) -> Observations {
     let all = seen(seen_at, Vec::new());
     let rest: HashMap<_, _> = all
         .nodes()
@@ -352,17 +355,8 @@ fn reports_move_only_what_is_moving() {
 #[test]
 fn nodes_are_lost_by_silence_and_never_before_they_came() {
     let node = |name: &str, online| Node {
-        name: name.into(),
-        address: String::new(),
-        kind: NodeKind::Storage,
-        properties: BTreeMap::new(),
-        data_address: None,
-        version: None,
-        boot_id: None,
-        transports: Vec::new(),
         online,
-        desired: 0,
-        revision: 0,
+        ..node_row(name)
     };
     let heard = Instant::now();
     let nodes = [node("s1", None), node("s2", Some(true)), node("s9", None)];
@@ -383,4 +377,23 @@ fn nodes_are_lost_by_silence_and_never_before_they_came() {
         online: false,
     };
     assert_eq!(decide::connections(&nodes, &silent, true), [went]);
+}
+
+/// A storage node of which nothing more is known.
+pub(super) fn node_row(name: &str) -> Node {
+    Node {
+        name: name.into(),
+        address: String::new(),
+        kind: NodeKind::Storage,
+        properties: BTreeMap::new(),
+        data_address: None,
+        version: None,
+        boot_id: None,
+        transports: Vec::new(),
+        online: None,
+        leaving: None,
+        offline_since: None,
+        desired: 0,
+        revision: 0,
+    }
 }

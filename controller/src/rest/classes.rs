@@ -12,10 +12,11 @@ use super::answer::{Answer, change, created, done, object, page};
 use super::attachments::check_transport;
 use super::extract::{At, Body, IfMatch, List, Manner, Nothing, Params};
 use super::problem::Failure;
-use super::volumes::{DEFAULT_REPLICAS, check_replicas};
+use super::volumes::check_replicas;
 use crate::catalogue::command::ClassWish;
 use crate::catalogue::{Action, load};
 use crate::cluster::Cluster;
+use crate::plan::DEFAULT_REPLICAS;
 use crate::show;
 
 /// Classes, by name.

@@ -17,6 +17,7 @@ mod behind;
 mod classes;
 mod controllers;
 mod deletion;
+mod emptying;
 mod extract;
 mod front;
 mod local;
@@ -24,6 +25,7 @@ mod nodes;
 mod place;
 mod pools;
 mod problem;
+mod replicas;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -74,14 +76,18 @@ fn documented() -> OpenApiRouter<Arc<Cluster>> {
         .routes(routes!(nodes::list, nodes::create))
         .routes(routes!(nodes::get, nodes::set, nodes::delete))
         .routes(routes!(nodes::disks))
+        .routes(routes!(emptying::drain))
+        .routes(routes!(emptying::lost))
+        .routes(routes!(emptying::undrain))
         .routes(routes!(pools::list, pools::create))
         .routes(routes!(pools::get, pools::set, pools::delete))
         .routes(routes!(classes::list, classes::create))
         .routes(routes!(classes::get, classes::delete))
         .routes(routes!(volumes::list, volumes::create))
-        .routes(routes!(volumes::get, deletion::delete))
+        .routes(routes!(volumes::get, deletion::delete, replicas::resize))
         .routes(routes!(deletion::tombstones))
-        .routes(routes!(volumes::replicas_of))
+        .routes(routes!(volumes::replicas_of, replicas::create))
+        .routes(routes!(replicas::delete))
         .routes(routes!(volumes::replicas))
         .routes(routes!(behind::adopt))
         .routes(routes!(behind::catalogue))

@@ -38,7 +38,7 @@ pub(super) async fn get(
     show_node(&cluster, &name, StatusCode::OK).await
 }
 
-async fn show_node(cluster: &Cluster, name: &str, status: StatusCode) -> Answer {
+pub(super) async fn show_node(cluster: &Cluster, name: &str, status: StatusCode) -> Answer {
     let mut look = cluster.look().await?;
     let row = load::node(look.rows(), name)
         .await?

@@ -260,6 +260,24 @@ impl From<Refused> for Failure {
             } => Self::conflict("attached", title)
                 .because(format!("Node {node} has the right to use it."))
                 .remedy("detach it there, or attach with force, which fences that node's engine"),
+            Refused::View {
+                refusal: Refusal::TooFewInSync { .. },
+                ..
+            } => Self::conflict("too-few-in-sync", title)
+                .because(
+                    "I/O waits rather than go on with fewer copies than the volume's least (min_in_sync).",
+                )
+                .remedy("add a replica first and wait until it is in sync; or bring the others back"),
+            Refused::View {
+                refusal: Refusal::TooManyReplicas { .. },
+                ..
+            } => Self::conflict("too-many", title).remedy("take another one away first"),
+            Refused::View {
+                refusal: Refusal::Smaller { .. },
+                ..
+            } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "smaller", title)
+                .because("Nobody knows whether the part that would go is used.")
+                .remedy("make a smaller volume and copy what is in it"),
             Refused::View { .. } => Self::conflict("changed", title).remedy("ask again"),
         }
     }

@@ -14,16 +14,14 @@ use uuid::Uuid;
 use super::answer::{Answer, created, cut, object, page, plan};
 use super::extract::{At, Body, List, Manner, Nothing, Params};
 use super::problem::Failure;
-use crate::catalogue::command::{ClassWish, NewVolume, NodeKind, Placement, VolumeWish};
+use crate::catalogue::command::{NewVolume, Placement, VolumeWish};
 use crate::catalogue::load::{self, Which};
 use crate::catalogue::{self, Action, Outcome, Refused, row};
 use crate::cluster::{Cluster, Look};
-use crate::plan::{self as planner, Report};
+use crate::plan as planner;
 use crate::show;
 
-/// Replicas of a volume that does not say how many.
-pub(super) const DEFAULT_REPLICAS: u8 = 2;
-const NO_PLACEMENT: &str = "no-placement";
+pub(super) const NO_PLACEMENT: &str = "no-placement";
 /// Placements that others overtook before one is given up.
 const ATTEMPTS: u32 = 8;
 
@@ -210,7 +208,7 @@ async fn draft(
             )
         }
     };
-    let ask = ask(wish, class.as_ref());
+    let ask = planner::wish(wish, class.as_ref());
     let min_in_sync = min_in_sync(wish.min_in_sync, ask.replicas)?;
     let mut new = NewVolume {
         id: VolumeId(Uuid::now_v7()),
@@ -250,29 +248,6 @@ async fn draft(
     Ok((new, verdicts(placement.verdicts)))
 }
 
-/// The wish with what its class fills in.
-fn ask(wish: &VolumeWish, class: Option<&ClassWish>) -> planner::Wish {
-    let replicas = wish
-        .replicas
-        .or(class.map(|class| class.replicas))
-        .unwrap_or(DEFAULT_REPLICAS);
-    let from_class = |own: &Option<String>, of: fn(&ClassWish) -> &Option<String>| {
-        own.clone().or_else(|| class.and_then(|class| of(class).clone()))
-    };
-    planner::Wish {
-        size: wish.size,
-        replicas: usize::from(replicas),
-        pool: from_class(&wish.pool, |class| &class.pool),
-        tags: if wish.tags.is_empty() {
-            class.map(|class| class.tags.clone()).unwrap_or_default()
-        } else {
-            wish.tags.clone()
-        },
-        spread: from_class(&wish.spread, |class| &class.spread),
-        together: from_class(&wish.together, |class| &class.together),
-    }
-}
-
 /// 1 of up to 2, 2 of 3 and more.
 fn min_in_sync(wanted: Option<u8>, replicas: usize) -> Result<u8, Failure> {
     match wanted {
@@ -284,47 +259,13 @@ fn min_in_sync(wanted: Option<u8>, replicas: usize) -> Result<u8, Failure> {
     }
 }
 
-async fn planner_nodes(look: &mut Look) -> Result<Vec<planner::Node>, Failure> {
+pub(super) async fn planner_nodes(look: &mut Look) -> Result<Vec<planner::Node>, Failure> {
     let nodes = load::nodes(look.rows()).await?;
     let pools = load::pools(look.rows()).await?;
-    let seen = &look.seen;
-    let node = |node: row::Node| {
-        let pools = pools
-            .iter()
-            .filter(|pool| pool.wish.node == node.name)
-            .map(|pool| {
-                let report = seen
-                    .node(&node.name)
-                    .and_then(|heard| heard.pools.get(&pool.wish.name));
-                planner::Pool {
-                    name: pool.wish.name.clone(),
-                    revision: pool.revision,
-                    tags: pool.wish.tags.clone(),
-                    promised: pool.promised,
-                    replicas: pool.replicas,
-                    overprovision_milli: pool.wish.overprovision_milli,
-                    report: match report {
-                        None => Report::None,
-                        Some(report) if !report.error.is_empty() => Report::Failed(report.error.clone()),
-                        Some(report) => Report::Space {
-                            capacity: report.capacity_bytes,
-                            free: report.free_bytes,
-                        },
-                    },
-                }
-            });
-        planner::Node {
-            diskless: node.kind == NodeKind::Diskless,
-            online: seen.online(&node.name),
-            pools: pools.collect(),
-            name: node.name,
-            properties: node.properties,
-        }
-    };
-    Ok(nodes.into_iter().map(node).collect())
+    Ok(planner::nodes(&nodes, &pools, &look.seen))
 }
 
-fn verdicts(verdicts: Vec<planner::Verdict>) -> Vec<PlacementVerdict> {
+pub(super) fn verdicts(verdicts: Vec<planner::Verdict>) -> Vec<PlacementVerdict> {
     verdicts
         .into_iter()
         .map(|verdict| PlacementVerdict {
@@ -337,7 +278,7 @@ fn verdicts(verdicts: Vec<planner::Verdict>) -> Vec<PlacementVerdict> {
 }
 
 /// Every node and its rule in one sentence, for those who see no table.
-fn reasons(verdicts: &[planner::Verdict]) -> String {
+pub(super) fn reasons(verdicts: &[planner::Verdict]) -> String {
     if verdicts.is_empty() {
         return "No node is registered.".into();
     }

@@ -123,7 +123,8 @@ fn replicas<'a>(node: &'a str, volume: &'a Volume) -> impl Iterator<Item = proto
                 volume_name: volume.name.clone(),
                 replica: id.0,
                 pool: place.pool.clone(),
-                size_bytes: volume.row.size,
+                // They grow before the volume does.
+                size_bytes: volume.row.size.max(volume.grow_to.unwrap_or(0)),
                 lineage: volume.row.lineage.to_string(),
                 // What was to be made before a restore may have been made, used and deleted since.
                 create: place.phase == ReplicaPhase::Creating && !volume.doubt,

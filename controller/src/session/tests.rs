@@ -16,6 +16,7 @@ fn volume() -> Volume {
         node: node.into(),
         joined,
         state,
+        leaving: false,
     };
     let stale = MemberState::Stale {
         since: Some(ConfigSeq(4)),
@@ -24,6 +25,7 @@ fn volume() -> Volume {
     let place = |phase| Place {
         pool: "sp01".into(),
         phase,
+        replaces: None,
     };
     Volume {
         row: VolumeRow {
@@ -71,6 +73,7 @@ fn volume() -> Volume {
             detaching: false,
         }),
         doubt: false,
+        grow_to: None,
     }
 }
 

@@ -51,6 +51,7 @@ pub fn volume(row: &VolumeRow, name: &str, addresses: &Addresses) -> proto::Volu
                 since_config: since.map_or(0, |config| config.0),
                 reason,
                 joined_config: member.joined.map_or(0, |config| config.0),
+                leaving: member.leaving,
             }
         })
         .collect();
@@ -156,6 +157,8 @@ pub fn refusal_code(refusal: &Refusal) -> &'static str {
         Refusal::SnapshotIncomplete { .. } => "snapshot-incomplete",
         Refusal::NoSuchSnapshot { .. } => "no-such-snapshot",
         Refusal::NothingToDo { .. } => "nothing-to-do",
+        Refusal::TooManyReplicas { .. } => "too-many-replicas",
+        Refusal::Smaller { .. } => "smaller",
     }
 }
 

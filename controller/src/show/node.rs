@@ -1,7 +1,8 @@
 //! Nodes, disks, pools, classes and events.
 
 use stor_api::objects::{
-    Class, ClassSpec, Disk, Event, Node, NodeKind, NodeState, Pool, PoolState, Severity, Transport,
+    Class, ClassSpec, Disk, Event, Node, NodeKind, NodeLeaving, NodeState, Pool, PoolState, Severity,
+    Transport,
 };
 
 use crate::catalogue::{command, row};
@@ -24,6 +25,10 @@ pub fn node(row: &row::Node, seen: &Observations) -> Node {
             command::NodeKind::Diskless => NodeKind::Diskless,
         },
         state,
+        leaving: row.leaving.map(|leaving| match leaving {
+            command::Leaving::Drain => NodeLeaving::Drain,
+            command::Leaving::Lost => NodeLeaving::Lost,
+        }),
         properties: row.properties.clone(),
         data_address: row.data_address.clone(),
         version: row.version.clone(),

@@ -35,10 +35,12 @@ fn volume() -> row::Volume {
         node: node.into(),
         joined: Some(ConfigSeq(0)),
         state: MemberState::InSync,
+        leaving: false,
     };
     let place = row::Place {
         pool: "sp01".into(),
         phase: row::ReplicaPhase::Ready,
+        replaces: None,
     };
     row::Volume {
         row: VolumeRow {
@@ -77,6 +79,7 @@ fn volume() -> row::Volume {
             detaching: false,
         }),
         doubt: false,
+        grow_to: None,
     }
 }
 
@@ -182,6 +185,8 @@ fn node_row(name: &str, version: Option<&str>) -> row::Node {
         boot_id: None,
         transports: Vec::new(),
         online: None,
+        leaving: None,
+        offline_since: None,
         desired: 0,
         revision: 1,
     }

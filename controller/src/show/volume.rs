@@ -33,6 +33,7 @@ pub fn volume(row: &row::Volume, seen: &Observations) -> Volume {
         name: row.name.clone(),
         id: row.row.volume.to_string(),
         size_bytes: row.row.size,
+        growing_to_bytes: row.grow_to,
         class: row.wish.class.clone(),
         state,
         reason,
@@ -108,6 +109,8 @@ fn replica(row: &row::Volume, id: ReplicaId, seen: &Observations) -> Option<Repl
             MemberState::Stale { .. } => syncing.map(|p| percent(p.done_bytes, p.total_bytes)),
         },
         resync_left_bytes: syncing.map(|p| p.total_bytes.saturating_sub(p.done_bytes)),
+        leaving: member.leaving,
+        replaces: place.replaces.map(|old| old.0),
     })
 }
 

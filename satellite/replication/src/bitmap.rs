@@ -33,6 +33,20 @@ impl Bitmap {
         map
     }
 
+    /// Gives it another number of bits, not fewer; those that are new are clear, or set.
+    pub fn grow(&mut self, bits: u64, set: bool) {
+        let from = self.bits;
+        if bits <= from {
+            return;
+        }
+        let words = usize::try_from(bits.div_ceil(64)).unwrap_or(usize::MAX);
+        self.words.resize(words, 0);
+        self.bits = bits;
+        if set {
+            self.set_range(from..bits);
+        }
+    }
+
     /// Number of bits.
     pub fn len(&self) -> u64 {
         self.bits

@@ -54,6 +54,9 @@ pub struct Member {
     pub joined: Option<ConfigSeq>,
     /// Whether it has every acknowledged write.
     pub state: MemberState,
+    /// It is in sync and to go: its engine removes it as soon as that is safe, and then it is no replica any more.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// What the catalogue says of a replica. `Syncing` is not here: progress is the engine's to know.
@@ -201,6 +204,23 @@ pub enum Change {
         /// At which replica, if at one.
         replica: Option<ReplicaId>,
     },
+    /// A further replica, empty: it is brought up to date like one that was away.
+    Place {
+        /// Its number, never used before in this volume.
+        replica: ReplicaId,
+        /// The node that holds it.
+        node: String,
+    },
+    /// A replica is not wanted any more. One that is in sync goes when its engine can do without it.
+    Leave {
+        /// Who.
+        replica: ReplicaId,
+    },
+    /// The volume is larger from now on. Every replica in sync must be, durably.
+    Grow {
+        /// Bytes.
+        size: u64,
+    },
 }
 
 /// Why a [`Change`] was not made. The row is as it was.
@@ -264,6 +284,18 @@ pub enum Refusal {
         /// The replica.
         replica: ReplicaId,
     },
+    /// No room for one more.
+    #[error("the volume has {count} replicas; at most {MAX_REPLICAS} are possible")]
+    TooManyReplicas {
+        /// How many it has.
+        count: usize,
+    },
+    /// Volumes don't shrink: nobody knows what is in the part that would go.
+    #[error("the volume has {size} bytes and can't be made smaller")]
+    Smaller {
+        /// What it has.
+        size: u64,
+    },
 }
 
 impl VolumeRow {
@@ -325,6 +357,10 @@ pub fn decide(row: &VolumeRow, change: &Change) -> Result<VolumeRow, Refusal> {
                     since: Some(next.view.config),
                     reason: *reason,
                 };
+                //= docs/replication.md#G2
+                if member.leaving {
+                    next.replicas.remove(replica);
+                }
             }
             let (left, min) = (next.in_sync().count(), row.least_in_sync());
             if left < min && !defect!(MinimumIgnored) {
@@ -363,9 +399,71 @@ pub fn decide(row: &VolumeRow, change: &Change) -> Result<VolumeRow, Refusal> {
             }
         }
         Change::SnapshotFailed { expect, .. } => expect_epoch(row, *expect)?,
+        Change::Place { replica, node } => place(&mut next, *replica, node)?,
+        Change::Leave { replica } => leave(row, &mut next, *replica)?,
+        Change::Grow { size } => {
+            if *size <= row.size {
+                return Err(Refusal::Smaller { size: row.size });
+            }
+            next.size = *size;
+        }
     }
     next.revision = row.revision.saturating_add(1);
     Ok(next)
+}
+
+fn place(next: &mut VolumeRow, replica: ReplicaId, node: &str) -> Result<(), Refusal> {
+    if next.replicas.contains_key(&replica) {
+        return Err(Refusal::NothingToDo { replica });
+    }
+    if next.replicas.len() >= MAX_REPLICAS {
+        let count = next.replicas.len();
+        return Err(Refusal::TooManyReplicas { count });
+    }
+    let state = MemberState::Stale {
+        since: None,
+        reason: EjectReason::New,
+    };
+    let member = Member {
+        node: node.to_owned(),
+        joined: None,
+        state,
+        leaving: false,
+    };
+    next.replicas.insert(replica, member);
+    Ok(())
+}
+
+/// One that is not in sync goes at once. So does a member of a volume that ended in order and is attached nowhere: all
+/// members are equal and durable. Otherwise only the engine knows whether those that stay have everything.
+//= docs/replication.md#G2
+fn leave(row: &VolumeRow, next: &mut VolumeRow, replica: ReplicaId) -> Result<(), Refusal> {
+    let member = next
+        .replicas
+        .get_mut(&replica)
+        .ok_or(Refusal::NoSuchReplica { replica })?;
+    if member.state != MemberState::InSync {
+        next.replicas.remove(&replica);
+        return Ok(());
+    }
+    let at_once = row.owner.is_none() && row.clean;
+    if member.leaving && !at_once {
+        return Err(Refusal::NothingToDo { replica });
+    }
+    member.leaving = true;
+    let stay = next.replicas.values();
+    let left = stay
+        .filter(|member| member.state == MemberState::InSync && !member.leaving)
+        .count();
+    let min = row.least_in_sync();
+    if left < min {
+        return Err(Refusal::TooFewInSync { left, min });
+    }
+    if at_once {
+        next.replicas.remove(&replica);
+        next.view.config = row.view.config.next();
+    }
+    Ok(())
 }
 
 fn begin_epoch(row: &VolumeRow, next: &mut VolumeRow, owner: String) {

@@ -167,6 +167,7 @@ fn member(from: proto::Member) -> Result<Member, RowError> {
         node: from.node,
         joined: from.ever_in_sync.then_some(ConfigSeq(from.joined_config)),
         state,
+        leaving: from.leaving,
     })
 }
 
@@ -225,11 +226,10 @@ pub fn change_message(volume: VolumeId, change: &Change) -> Result<proto::Change
             why: why.to_string(),
             replica: replica.map(|replica| replica.0),
         }),
-        // Only controllers attach.
-        Change::Attach { .. } => {
+        Change::Attach { .. } | Change::Place { .. } | Change::Leave { .. } | Change::Grow { .. } => {
             return Err(RowError::Unknown {
                 what: "the change",
-                text: "attach".to_owned(),
+                text: "one that only controllers make".to_owned(),
             });
         }
     };
@@ -265,5 +265,6 @@ fn expected_view(row: &VolumeRow, change: &Change) -> View {
             epoch: *expect,
             config: row.view.config,
         },
+        Change::Place { .. } | Change::Leave { .. } | Change::Grow { .. } => row.view,
     }
 }

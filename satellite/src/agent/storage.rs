@@ -527,6 +527,7 @@ impl Storage {
         if let Some(report) = report {
             status.stored_epoch = report.stored.epoch.0;
             status.stored_config = report.stored.config.0;
+            status.size_bytes = report.about.as_ref().map_or(0, |about| about.size);
             let about = report.about.as_ref().filter(|_| self.desired.keep);
             status.stored = about.map(|about| told(about, &wanted.pool));
         }

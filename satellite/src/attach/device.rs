@@ -66,6 +66,9 @@ pub trait Devices: Send + Sync + std::fmt::Debug {
     /// copy of it.
     fn mount(&self, volume: VolumeId) -> Result<OwnedFd, DeviceError>;
 
+    /// Has the loop device see how large the volume's file is now. Asks the engine.
+    fn resize(&self, volume: VolumeId) -> Result<(), DeviceError>;
+
     /// Puts a loop device on the volume's file and the name on the loop device. Returns the name. Doing
     /// it again finds what is there.
     fn attach(&self, volume: VolumeId, name: &str, read_only: bool) -> Result<PathBuf, DeviceError>;

@@ -261,6 +261,16 @@ impl Devices for KernelDevices {
         self.nbd.links()
     }
 
+    fn resize(&self, volume: VolumeId) -> Result<(), DeviceError> {
+        let file = self.file(volume);
+        // The kernel asks the engine for the size now; the loop device only takes what the kernel knows.
+        fs::metadata(&file).map_err(|error| failed("look at", &file, error))?;
+        for device in self.loops(volume)? {
+            loopdev::refresh_size(device.number).map_err(|error| failed("resize", &device.path, error))?;
+        }
+        Ok(())
+    }
+
     fn take_down(&self, volume: VolumeId, name: &str, force: bool) -> Result<(), DeviceError> {
         let mut gone = self.nbd.take_down(volume, force)?;
         let devices = self.loops(volume)?;

@@ -113,6 +113,8 @@ pub struct Facts {
     pub connection_epoch: Option<Epoch>,
     /// How the loop or nbd device was made, if there is one: whether writes are refused.
     pub loop_read_only: Option<bool>,
+    /// The engine serves more bytes than the device is known to have.
+    pub device_behind: bool,
     /// Nothing is done with the device before: back-off after an error.
     pub device_not_before: Instant,
     /// Something is being done with the device; not in between.
@@ -159,6 +161,8 @@ pub enum Step {
     Kill,
     /// Put the loop device on.
     Attach,
+    /// Have the loop device take the volume's new size over.
+    Resize,
     /// Close the FUSE connection: what waits in the kernel fails.
     DropConnection,
     /// Take the device away.
@@ -199,6 +203,11 @@ fn serve(facts: &Facts, access: Access, now: Instant) -> Step {
         }
         Engine::Running { serving: true, .. } if fuse && facts.device == Device::Mounted => {
             with_device(facts, Step::Attach, now)
+        }
+        Engine::Running { serving: true, .. }
+            if fuse && facts.device == Device::Attached && facts.device_behind =>
+        {
+            with_device(facts, Step::Resize, now)
         }
         Engine::Running { .. } if access.transport == TransportKind::Nbd => connect(facts, now),
         Engine::Running { .. } => Step::Rest(None),

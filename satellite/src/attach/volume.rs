@@ -100,6 +100,8 @@ enum DeviceDone {
     /// With the number of the nbd device, and whether it was made read-only.
     Connected(Result<(PathBuf, u32), DeviceError>, bool),
     Down(Result<(), DeviceError>),
+    /// To so many bytes.
+    Resized(Result<(), DeviceError>, u64),
 }
 
 /// The task's state.
@@ -124,6 +126,8 @@ pub(super) struct VolumeTask {
     device: Device,
     device_path: Option<PathBuf>,
     loop_read_only: Option<bool>,
+    /// Bytes the loop device is known to have.
+    device_size: u64,
     /// Number of the device, when it is one of nbd.
     nbd: Option<u32>,
     dead_links: Option<broadcast::Receiver<u32>>,
@@ -175,6 +179,7 @@ impl VolumeTask {
             device: Device::Unknown,
             device_path: None,
             loop_read_only: None,
+            device_size: 0,
             nbd: None,
             dead_links,
             relink: false,
@@ -257,6 +262,7 @@ impl VolumeTask {
                 }),
             connection_epoch: self.connection_epoch,
             loop_read_only: self.loop_read_only,
+            device_behind: self.served_size() > self.device_size,
             device_not_before: self.device_not_before,
             device_busy: self.operation_since.is_some(),
             asking: self.asking,
@@ -381,6 +387,12 @@ impl VolumeTask {
                     DeviceDone::Attached(devices.attach(volume, &name, read_only), read_only)
                 });
             }
+            Step::Resize => {
+                let (volume, size) = (self.volume, self.served_size());
+                self.operate(now, move |devices| {
+                    DeviceDone::Resized(devices.resize(volume), size)
+                });
+            }
             Step::TakeDown { force } => {
                 let (volume, name) = (self.volume, self.name());
                 self.operate(now, move |devices| {
@@ -417,6 +429,12 @@ impl VolumeTask {
         self.operate(now, move |devices| {
             DeviceDone::Connected(devices.connect(volume, &wish), read_only)
         });
+    }
+
+    /// Bytes the engine serves, as it said last.
+    fn served_size(&self) -> u64 {
+        let report = self.running.as_ref().and_then(|running| running.report.as_ref());
+        report.map_or(0, |report| report.size)
     }
 
     fn name(&self) -> String {

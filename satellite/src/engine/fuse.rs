@@ -236,6 +236,12 @@ impl Fuse {
         }
     }
 
+    /// The volume has grown.
+    pub(super) fn set_size(&mut self, size: u64, reactor: &mut Reactor) {
+        self.connection.set_size(size);
+        self.write(vec![Piece::copy(&proto::notify_attributes())], reactor);
+    }
+
     /// Goes on reading.
     pub(super) fn resume(&mut self, reactor: &mut Reactor) {
         if let Some(buf) = self.paused.take().filter(|_| !self.over) {

@@ -233,12 +233,28 @@ impl Shell {
                 }
             }
         }
+        self.tell_size();
         let now = now();
         if self.report_due || now.since(self.report_at) >= REPORT_EVERY {
             self.report_due = false;
             self.report_at = now;
             self.agent.report(self.report(now));
         }
+    }
+
+    /// The volume has grown: new NBD clients see it, the kernel asks again. Those that are connected don't: the
+    /// protocol has no word for it.
+    //= docs/replication.md#G3
+    fn tell_size(&mut self) {
+        let size = self.engine.row().size;
+        if size <= self.export.size {
+            return;
+        }
+        self.export.size = size;
+        if let Some(fuse) = &mut self.fuse {
+            fuse.set_size(size, &mut self.reactor);
+        }
+        self.report_due = true;
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -399,6 +415,7 @@ impl Shell {
         Report {
             state,
             reason,
+            size: self.export.size,
             syncing: self.engine.progress().into_iter().map(progress).collect(),
             counters: Counters {
                 reads: c.reads,

@@ -11,6 +11,7 @@ use stor_replication::right::Authorised;
 use stor_replication::wire::Header;
 
 use super::extents;
+use super::grow;
 use super::pre_sync::{self, Next, Taken};
 use super::serve::Copying;
 use super::server::{Key, Loop, Slot, pool_of};
@@ -35,6 +36,8 @@ pub(super) enum Done {
     Taken(io::Result<Taken>),
     /// What was kept is gone.
     Dropped(io::Result<()>),
+    /// The files have room for so many bytes, or why not.
+    Grown(u64, io::Result<()>),
 }
 
 /// An errand of a replica that is over.
@@ -108,6 +111,14 @@ impl Loop<'_> {
                     tracing::warn!(%volume, %replica, %error, "its state before the resync can't be removed");
                 }
                 served.pre_sync_dropped();
+            }
+            Done::Grown(size, outcome) => {
+                served.growing = false;
+                match outcome {
+                    Ok(()) => self.step(key, Event::Grown { size }),
+                    // Tried again with the next list of what is wanted, or when the pool is looked at.
+                    Err(error) => tracing::warn!(%volume, %replica, size, %error, "the replica can't grow"),
+                }
             }
         }
         self.tend_pre_sync(key);
@@ -211,6 +222,26 @@ impl Loop<'_> {
         }
     }
 
+    /// Has the files of a replica grow that is to be larger.
+    //= docs/replication.md#G3
+    pub(super) fn grow_if_wanted(&mut self, key: Key) {
+        let (Some(spec), Some(Slot::Served(served))) = (self.wanted.get(&key), self.slots.get_mut(&key))
+        else {
+            return;
+        };
+        let from = served.core().superblock().size;
+        if served.growing || served.closing || from >= spec.size {
+            return;
+        }
+        served.growing = true;
+        let (spec, size) = (spec.clone(), spec.size);
+        self.send_out(
+            key,
+            move || Done::Grown(size, grow::grow(&spec, from)),
+            move |error| Done::Grown(size, Err(error)),
+        );
+    }
+
     /// A pool is full: what its replicas held before is given up, so that what they hold now finds room.
     pub(super) fn make_room(&mut self, of: Key) {
         let Some(Slot::Served(served)) = self.slots.get(&of) else {
@@ -242,6 +273,7 @@ pub(super) fn says_full(event: &Event<Data>) -> bool {
         | Event::Gone { .. }
         | Event::ExtentsFound { .. }
         | Event::SnapshotDone { .. }
+        | Event::Grown { .. }
         | Event::Tick => None,
     };
     error == Some(&DiskError::NoSpace)

@@ -59,6 +59,9 @@ impl Loop<'_> {
                 served.spec.snapshots.clone_from(&spec.snapshots);
             }
         }
+        for key in self.wanted.keys().copied().collect::<Vec<_>>() {
+            self.grow_if_wanted(key);
+        }
         // A spec that changed (an unmade replica that is to be made now) is tried again at once.
         self.slots.retain(|_, slot| !matches!(slot, Slot::Failed { .. }));
         self.changed = true;

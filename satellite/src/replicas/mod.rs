@@ -3,6 +3,7 @@
 mod errands;
 mod extents;
 mod gate;
+mod grow;
 mod making;
 mod open;
 mod pre_sync;

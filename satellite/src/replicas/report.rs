@@ -38,7 +38,7 @@ fn report(key: Key, slot: &Slot) -> ReplicaReport {
         replica: key.1,
         state,
         stored: superblock.map_or(View::default(), |superblock| superblock.view),
-        about: superblock.map(About::from),
+        about: about(slot),
         snapshots: match slot {
             Slot::Served(served) => served.snapshots(),
             Slot::Making | Slot::Failed { .. } => BTreeSet::new(),
@@ -46,13 +46,26 @@ fn report(key: Key, slot: &Slot) -> ReplicaReport {
     }
 }
 
+/// What it says of itself; of its size what is durable.
+fn about(slot: &Slot) -> Option<About> {
+    let Slot::Served(served) = slot else {
+        return None;
+    };
+    let size = served.core().size();
+    Some(About {
+        size,
+        ..About::from(served.core().superblock())
+    })
+}
+
 /// What of a report can change by a step; without what would have to be copied.
-pub(super) fn stored(served: &Served) -> (View, Epoch, usize, bool) {
+pub(super) fn stored(served: &Served) -> (View, Epoch, usize, bool, u64) {
     let superblock = served.core().superblock();
     (
         superblock.view,
         superblock.fence,
         superblock.in_sync.len(),
         superblock.failed,
+        served.core().size(),
     )
 }

@@ -67,6 +67,8 @@ pub(super) struct Served {
     copying: bool,
     /// What it held before it is brought up to date.
     keeper: Keeper,
+    /// Its files are being made larger.
+    pub(super) growing: bool,
     /// Engines that wait for that to be kept.
     pub(super) held: Vec<(ConnId, Header, Authorised)>,
 }
@@ -120,6 +122,7 @@ impl Served {
             snapshots: VecDeque::new(),
             copying: false,
             keeper: Keeper::new(pre_sync),
+            growing: false,
             held: Vec::new(),
         }
     }

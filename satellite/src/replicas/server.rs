@@ -458,6 +458,7 @@ impl Loop<'_> {
             key,
             Slot::Served(Box::new(Served::new(spec, core, (data, meta), chunk, pre_sync))),
         );
+        self.grow_if_wanted(key);
         Ok(())
     }
 }

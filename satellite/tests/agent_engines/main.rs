@@ -145,6 +145,10 @@ impl Noted {
 }
 
 impl Devices for Noted {
+    fn resize(&self, _: VolumeId) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     fn find(&self, _: VolumeId) -> Result<Found, DeviceError> {
         let mut unseen = self.unseen.lock().unwrap();
         if *unseen > 0 {
@@ -241,6 +245,7 @@ fn first_row(volume: VolumeId) -> VolumeRow {
         node: node.to_owned(),
         joined: Some(ConfigSeq(0)),
         state: MemberState::InSync,
+        leaving: false,
     };
     VolumeRow {
         volume,

@@ -7,7 +7,8 @@ use reqwest::Method;
 use serde::Serialize;
 
 use crate::objects::{
-    AttachmentSpec, ClassSpec, NodeChange, NodeSpec, PoolChange, PoolSpec, VolumeAdoption, VolumeSpec,
+    AttachmentSpec, ClassSpec, NodeChange, NodeSpec, PoolChange, PoolSpec, ReplicaSpec, VolumeAdoption,
+    VolumeChange, VolumeSpec,
 };
 
 /// A change somebody wants.
@@ -50,6 +51,22 @@ pub enum Wish<'a> {
         name: &'a str,
         adoption: &'a VolumeAdoption,
     },
+    /// Change a volume.
+    ChangeVolume { name: &'a str, change: &'a VolumeChange },
+    /// Give a volume one more replica.
+    CreateReplica { volume: &'a str, spec: &'a ReplicaSpec },
+    /// Take a replica away from a volume.
+    DeleteReplica {
+        volume: &'a str,
+        replica: u32,
+        force: bool,
+    },
+    /// Empty a node.
+    DrainNode { name: &'a str },
+    /// Let a node hold replicas again.
+    UndrainNode { name: &'a str },
+    /// Declare a node gone.
+    LoseNode { name: &'a str },
     /// Attach a volume to a node.
     Attach {
         volume: &'a str,
@@ -111,6 +128,39 @@ impl Wish<'_> {
                 body(adoption),
                 false,
             ),
+            Self::ChangeVolume { name, change } => (
+                Method::PATCH,
+                format!("volumes/{}", segment(name)),
+                body(change),
+                false,
+            ),
+            Self::CreateReplica { volume, spec } => (
+                Method::POST,
+                format!("volumes/{}/replicas", segment(volume)),
+                body(spec),
+                false,
+            ),
+            Self::DeleteReplica {
+                volume,
+                replica,
+                force,
+            } => {
+                let path = format!("volumes/{}/replicas/{replica}", segment(volume));
+                (Method::DELETE, path, None, *force)
+            }
+            Self::DrainNode { name } => (
+                Method::POST,
+                format!("nodes/{}/drain", segment(name)),
+                None,
+                false,
+            ),
+            Self::UndrainNode { name } => (
+                Method::POST,
+                format!("nodes/{}/undrain", segment(name)),
+                None,
+                false,
+            ),
+            Self::LoseNode { name } => (Method::POST, format!("nodes/{}/lost", segment(name)), None, false),
             Self::Attach { volume, spec } => (
                 Method::POST,
                 format!("volumes/{}/attachments", segment(volume)),

@@ -3,7 +3,7 @@
 use super::{Client, Error, Wish};
 use crate::objects::{
     Attachment, AttachmentSpec, Class, ClassSpec, Node, NodeChange, NodeSpec, Plan, Pool, PoolChange,
-    PoolSpec, Volume, VolumeAdoption, VolumeSpec,
+    PoolSpec, ReplicaSpec, Volume, VolumeAdoption, VolumeChange, VolumeSpec,
 };
 
 impl Client {
@@ -66,6 +66,41 @@ impl Client {
     /// Makes the catalogue say of a volume what its replicas say, after it was restored from an old backup.
     pub async fn adopt_volume(&self, name: &str, adoption: &VolumeAdoption) -> Result<Volume, Error> {
         self.send(&Wish::AdoptVolume { name, adoption }, false).await
+    }
+
+    /// Changes a volume; done when it has the size asked for.
+    pub async fn change_volume(&self, name: &str, change: &VolumeChange) -> Result<Volume, Error> {
+        self.send(&Wish::ChangeVolume { name, change }, false).await
+    }
+
+    /// Gives a volume one more replica; done when that is in sync, and the one it replaces is gone.
+    pub async fn create_replica(&self, volume: &str, spec: &ReplicaSpec) -> Result<Volume, Error> {
+        self.send(&Wish::CreateReplica { volume, spec }, false).await
+    }
+
+    /// Takes a replica away; done when the volume does not list it any more.
+    pub async fn delete_replica(&self, volume: &str, replica: u32, force: bool) -> Result<(), Error> {
+        let wish = Wish::DeleteReplica {
+            volume,
+            replica,
+            force,
+        };
+        self.send_delete(&wish).await
+    }
+
+    /// Empties a node; done when no volume has a replica there.
+    pub async fn drain_node(&self, name: &str) -> Result<Node, Error> {
+        self.send(&Wish::DrainNode { name }, false).await
+    }
+
+    /// Lets a node hold replicas again.
+    pub async fn undrain_node(&self, name: &str) -> Result<Node, Error> {
+        self.send(&Wish::UndrainNode { name }, false).await
+    }
+
+    /// Declares a node gone.
+    pub async fn lose_node(&self, name: &str) -> Result<Node, Error> {
+        self.send(&Wish::LoseNode { name }, false).await
     }
 
     /// Begins to attach a volume to a node.

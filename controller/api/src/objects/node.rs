@@ -27,6 +27,16 @@ pub enum NodeState {
     New,
 }
 
+/// How a node is emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeLeaving {
+    /// Its replicas move to other nodes.
+    Drain,
+    /// It was declared gone: its replicas are replaced.
+    Lost,
+}
+
 /// Registers a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -62,6 +72,9 @@ pub struct Node {
     pub kind: NodeKind,
     /// Observed.
     pub state: NodeState,
+    /// It is being emptied.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub leaving: Option<NodeLeaving>,
     /// Properties for placement.
     pub properties: BTreeMap<String, String>,
     /// `host:port` of its replica server, when it has told.

@@ -99,6 +99,35 @@ pub struct Replica {
     /// Bytes the running resync still has to copy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub resync_left_bytes: Option<u64>,
+    /// It is to go, as soon as the volume's engine can do without it.
+    #[serde(default)]
+    pub leaving: bool,
+    /// Number of the replica whose place it takes once it is in sync.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub replaces: Option<u32>,
+}
+
+/// Gives a volume one more replica. What is absent is chosen by the rules the volume was made with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaSpec {
+    /// Node.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Pool.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// Number of the replica whose place it takes: that one goes when this one is in sync.
+    #[serde(default)]
+    pub replaces: Option<u32>,
+}
+
+/// Changes a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeChange {
+    /// Bytes, not fewer than it has; rounded up to a multiple of 4096.
+    pub size_bytes: u64,
 }
 
 /// Asks for a volume on a node.
@@ -189,6 +218,9 @@ pub struct Volume {
     pub id: String,
     /// Bytes.
     pub size_bytes: u64,
+    /// Bytes it will have, while it grows.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub growing_to_bytes: Option<u64>,
     /// Class it was made from.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub class: Option<String>,

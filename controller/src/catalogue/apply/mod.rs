@@ -4,6 +4,7 @@
 mod history;
 mod node;
 mod pool;
+mod replica;
 mod signer;
 mod tombstone;
 mod view;
@@ -159,6 +160,20 @@ impl Apply<'_> {
             Action::TrustVolumes { volumes } => self.trust_volumes(volumes).await,
             Action::SettleHistory { history } => self.settle_history(*history).await,
             Action::AdoptVolume(adoption) => self.adopt_volume(adoption).await,
+            Action::PlaceReplica {
+                volume,
+                placement,
+                replaces,
+            } => self.place_replica(*volume, placement, *replaces).await,
+            Action::LeaveReplica { volume, replica } => self.leave_replica(*volume, *replica).await,
+            Action::EmptyNode { name, leaving } => self.empty_node(name, *leaving).await,
+            Action::ResizeVolume {
+                name,
+                expect,
+                size,
+                pools,
+            } => self.resize_volume(name, *expect, *size, pools).await,
+            Action::GrowVolume { volume, size } => self.grow_volume(*volume, *size).await,
         }
     }
 

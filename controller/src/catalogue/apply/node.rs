@@ -185,6 +185,7 @@ impl Apply<'_> {
         }
         sqlx::query(sql::UPDATE_NODE_ONLINE)
             .bind(online)
+            .bind((!online).then_some(self.at))
             .bind(name)
             .execute(&mut *self.conn)
             .await?;

@@ -68,20 +68,9 @@ impl Apply<'_> {
     /// Puts tombstones in the place of the volume.
     async fn bury(&mut self, volume: &Volume, force: &ForcedDelete) -> Done<()> {
         let id = volume.row.volume.to_string();
-        for (replica, member) in &volume.row.replicas {
+        for replica in volume.row.replicas.keys() {
             let allocated = force.allocated.iter().find(|(of, _)| of == replica);
-            let pool = volume.places.get(replica).map_or("", |place| place.pool.as_str());
-            sqlx::query(sql::INSERT_TOMBSTONE)
-                .bind(&id)
-                .bind(replica.0)
-                .bind(&volume.name)
-                .bind(&member.node)
-                .bind(pool)
-                .bind(integer(volume.row.size))
-                .bind(volume.row.lineage.to_string())
-                .bind(allocated.map(|(_, bytes)| integer(*bytes)))
-                .bind(self.at)
-                .execute(&mut *self.conn)
+            self.bury_replica(volume, *replica, allocated.map(|(_, bytes)| *bytes))
                 .await?;
         }
         for statement in [sql::DELETE_REPLICAS, sql::DELETE_ATTACHMENT, sql::DELETE_VOLUME] {
@@ -91,6 +80,35 @@ impl Apply<'_> {
         if let Some(owner) = &volume.row.owner {
             self.touch(owner).await?;
         }
+        Ok(())
+    }
+
+    /// Puts a tombstone in the place of one replica.
+    pub(super) async fn bury_replica(
+        &mut self,
+        volume: &Volume,
+        replica: ReplicaId,
+        allocated: Option<u64>,
+    ) -> Done<()> {
+        let Some(member) = volume.row.replicas.get(&replica) else {
+            return Ok(());
+        };
+        let pool = volume
+            .places
+            .get(&replica)
+            .map_or("", |place| place.pool.as_str());
+        sqlx::query(sql::INSERT_TOMBSTONE)
+            .bind(volume.row.volume.to_string())
+            .bind(replica.0)
+            .bind(&volume.name)
+            .bind(&member.node)
+            .bind(pool)
+            .bind(integer(volume.row.size))
+            .bind(volume.row.lineage.to_string())
+            .bind(allocated.map(integer))
+            .bind(self.at)
+            .execute(&mut *self.conn)
+            .await?;
         Ok(())
     }
 

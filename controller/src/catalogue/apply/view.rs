@@ -11,7 +11,7 @@ use crate::catalogue::outcome::{Kind, Object, Outcome, Refused};
 use crate::catalogue::row::{Volume, VolumePhase};
 use crate::catalogue::sql;
 
-fn refused(volume: &Volume, refusal: Refusal) -> Refused {
+pub(super) fn refused(volume: &Volume, refusal: Refusal) -> Refused {
     Refused::View {
         refusal,
         row: Box::new(volume.row.clone()),
@@ -21,11 +21,15 @@ fn refused(volume: &Volume, refusal: Refusal) -> Refused {
 impl Apply<'_> {
     pub(super) async fn change_view(&mut self, id: VolumeId, change: &Change, caller: &str) -> Done {
         let volume = self.need_known(id).await?;
-        if let Change::Attach { .. } = change {
+        let not_its_own = matches!(
+            change,
+            Change::Attach { .. } | Change::Place { .. } | Change::Leave { .. } | Change::Grow { .. }
+        );
+        if not_its_own {
             let object = Object::new(Kind::Volume, &volume.name);
             return Err(Refused::State {
                 object,
-                state: "can't be attached by a node itself".into(),
+                state: "can't be changed so by a node itself".into(),
             }
             .into());
         }
@@ -36,10 +40,13 @@ impl Apply<'_> {
             }
             Some(_) => {}
         }
-        let row = decide(&volume.row, change).map_err(|refusal| refused(&volume, refusal))?;
+        let mut row = decide(&volume.row, change).map_err(|refusal| refused(&volume, refusal))?;
         if let Change::SnapshotReady { snapshot, .. } | Change::SnapshotFailed { snapshot, .. } = change {
             let snapshot = *snapshot;
             return Err(refused(&volume, Refusal::NoSuchSnapshot { snapshot }).into());
+        }
+        if let Change::Add { member, .. } = change {
+            row = Self::succeed(&volume, row, *member);
         }
         if self.dry {
             return Ok(Outcome::Changed);
@@ -171,6 +178,7 @@ impl Apply<'_> {
                 self.store_member(&id, *replica, member).await?;
             }
         }
+        self.bury_left(before, &row).await?;
         if row.owner.is_none() {
             sqlx::query(sql::DELETE_ATTACHMENT)
                 .bind(&id)
@@ -197,6 +205,7 @@ impl Apply<'_> {
             .bind(member.joined.map(|config| integer(config.0)))
             .bind(since)
             .bind(reason)
+            .bind(member.leaving)
             .bind(volume)
             .bind(replica.0)
             .execute(&mut *self.conn)
@@ -237,9 +246,16 @@ impl Apply<'_> {
     async fn tell(&mut self, before: &Volume, row: &VolumeRow, change: &Change) -> Done<()> {
         let object = Object::new(Kind::Volume, &before.name);
         let name = &before.name;
-        let node_of = |replica: &ReplicaId| row.replicas.get(replica).map_or("?", |m| m.node.as_str());
+        let members = &before.row.replicas;
+        let node_of = |replica: &ReplicaId| members.get(replica).map_or("?", |m| m.node.as_str());
         match change {
-            Change::Attach { .. } | Change::SnapshotReady { .. } | Change::SnapshotFailed { .. } => {}
+            // Told where they are made.
+            Change::Attach { .. }
+            | Change::Place { .. }
+            | Change::Leave { .. }
+            | Change::Grow { .. }
+            | Change::SnapshotReady { .. }
+            | Change::SnapshotFailed { .. } => {}
             Change::Restart { owner, .. } => {
                 let message = format!("The engine of volume {name} on node {owner} was restarted.");
                 self.event(Weight::Warning, "engine-restarted", &object, &message)
@@ -262,7 +278,9 @@ impl Apply<'_> {
                 self.event(weight, kind, &object, &message).await?;
             }
             Change::Remove { members, .. } => {
-                for (replica, reason) in members {
+                // One that was to go is told of by its end.
+                let stays = |replica: &ReplicaId| row.replicas.contains_key(replica);
+                for (replica, reason) in members.iter().filter(|(replica, _)| stays(replica)) {
                     let node = node_of(replica);
                     let message = format!(
                         "The replica of volume {name} on node {node} left the in-sync set: {reason}."

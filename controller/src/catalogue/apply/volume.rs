@@ -80,7 +80,7 @@ impl Apply<'_> {
     }
 
     /// What the planner presumed of a pool must still be so.
-    async fn check_placement(&mut self, size: u64, placement: &Placement) -> Done<()> {
+    pub(super) async fn check_placement(&mut self, size: u64, placement: &Placement) -> Done<()> {
         let (name, node) = (&placement.pool, &placement.node);
         let Some(pool) = load::pool(self.conn, name, node).await? else {
             return Err(Refused::PlacementStale {

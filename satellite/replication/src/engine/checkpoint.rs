@@ -7,7 +7,7 @@ use crate::body::Body;
 use crate::ids::ReplicaId;
 use crate::range::ByteRange;
 use crate::time::Time;
-use crate::wire::Kind;
+use crate::wire::{Kind, MAX_CONTROL};
 
 /// Copied bytes, or an eighth of a small volume, after which the target is flushed and the maps of the
 /// members are cleared: what an interruption costs (case 16).
@@ -51,29 +51,38 @@ impl<P: Clone> Engine<P> {
     pub(super) fn checkpointed(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
         let Some(sync) = self.sync_of(target) else { return };
         let Some(done) = sync.flushing.take() else { return };
-        let mut runs: Vec<u8> = Vec::new();
+        let mut runs: Vec<(u64, u64)> = Vec::new();
         for block in done
             .iter()
             .filter(|block| !sync.touched.get(*block) || defect!(WrittenCleared))
         {
-            runs.extend(block.to_le_bytes());
-            runs.extend(1_u64.to_le_bytes());
+            match runs.last_mut().filter(|(first, count)| first + count == block) {
+                Some((_, count)) => *count += 1,
+                None => runs.push((block, 1)),
+            }
         }
         let members: Vec<ReplicaId> = self
             .members()
             .filter(|(_, p)| p.is_open())
             .map(|(id, _)| id)
             .collect();
-        for replica in members {
-            let body = Body::Bytes(runs.clone());
-            let message = Message {
-                kind: Kind::ClearMap,
-                flags: 0,
-                offset: 0,
-                length: target.0,
-                body,
-            };
-            self.send(now, replica, message, Purpose::Ping, out);
+        // As many as a message holds: holes go fast, and a flush may take its time meanwhile.
+        for runs in runs.chunks(MAX_CONTROL as usize / 16) {
+            let body: Vec<u8> = runs
+                .iter()
+                .flat_map(|(first, count)| [first.to_le_bytes(), count.to_le_bytes()])
+                .flatten()
+                .collect();
+            for replica in &members {
+                let message = Message {
+                    kind: Kind::ClearMap,
+                    flags: 0,
+                    offset: 0,
+                    length: target.0,
+                    body: Body::Bytes(body.clone()),
+                };
+                self.send(now, *replica, message, Purpose::Ping, out);
+            }
         }
         self.stirred = true;
     }

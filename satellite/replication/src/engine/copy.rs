@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::io::data_message;
 use super::locks::Holder;
-use super::message::Purpose;
+use super::message::{Message, Purpose};
 use super::{Command, Engine, FailReason};
 use crate::bitmap::Bitmap;
 use crate::body::Body;
 use crate::ids::ReplicaId;
 use crate::range::{ByteRange, SECTOR};
 use crate::time::Time;
-use crate::wire::Kind;
+use crate::wire::{Kind, flags};
 
 /// Blocks copied at once: 256 KiB. More would hold a writer up too long, less costs more round trips.
 pub(super) const COPY_BLOCKS: u64 = 4;
@@ -58,6 +58,8 @@ pub(super) struct CopyJob {
     failed: u16,
     /// A member lost what it had not flushed since this began, maybe parts of this: the range is as unequal as before.
     pub(super) void: bool,
+    /// The source is asked for holes first, and the range cut to what it says.
+    pub(super) asks: bool,
 }
 
 impl CopyJob {
@@ -83,11 +85,11 @@ pub(super) fn overlaps_unequal(unequal: &Bitmap, range: ByteRange) -> bool {
     !unequal.is_clear() && unequal.any(range.blocks())
 }
 
-/// The run of set bits at `first`, at most [`COPY_BLOCKS`] long.
-pub(super) fn run_at(map: &Bitmap, first: u64) -> Range<u64> {
-    let end = (first..first + COPY_BLOCKS)
+/// The run of set bits at `first`, at most `longest` long.
+pub(super) fn run_at(map: &Bitmap, first: u64, longest: u64) -> Range<u64> {
+    let end = (first..first + longest)
         .find(|block| !map.get(*block))
-        .unwrap_or(first + COPY_BLOCKS);
+        .unwrap_or(first + longest);
     first..end
 }
 
@@ -98,6 +100,7 @@ impl<P: Clone> Engine<P> {
         now: Time,
         range: ByteRange,
         reason: Reason,
+        asks: bool,
         out: &mut Vec<Command<P>>,
     ) {
         let id = self.next_copy;
@@ -112,6 +115,7 @@ impl<P: Clone> Engine<P> {
             acked: 0,
             failed: 0,
             void: false,
+            asks,
         };
         self.copies.insert(id, job);
         if self.locks.acquire(Holder::Copy(id), range, true) {
@@ -122,7 +126,7 @@ impl<P: Clone> Engine<P> {
     /// Has its lock: reads from a source.
     pub(super) fn copy_locked(&mut self, now: Time, id: u64, out: &mut Vec<Command<P>>) {
         let Some(job) = self.copies.get(&id) else { return };
-        let (range, failed, reason) = (job.part(), job.failed, job.reason);
+        let (range, failed, reason, asks) = (job.part(), job.failed, job.reason, job.asks);
         let source = match reason {
             Reason::Repair => self.repair_source(now, failed, out),
             Reason::Mend(replica) => self.any_source(range, failed, Some(replica)),
@@ -149,7 +153,8 @@ impl<P: Clone> Engine<P> {
         job.source = source;
         match source {
             Some(source) => {
-                let message = data_message(Kind::Read, range, false, Body::None);
+                let kind = if asks { Kind::Extents } else { Kind::Read };
+                let message = data_message(kind, range, false, Body::None);
                 self.send(now, source, message, Purpose::Copy(id), out);
             }
             None if hopeless => self.copy_hopeless(now, id, out),
@@ -182,8 +187,11 @@ impl<P: Clone> Engine<P> {
             return;
         };
         match (job.stage, body) {
+            (Stage::Reading, body) if job.source == Some(replica) && job.asks => {
+                self.surveyed(now, id, body.bytes(), out);
+            }
             (Stage::Reading, Body::Data(data)) if job.source == Some(replica) => {
-                self.write_copy(now, id, data, out);
+                self.write_copy(now, id, Some(data), out);
             }
             (Stage::Writing, _) => {
                 job.acked |= bit;
@@ -193,7 +201,8 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    fn write_copy(&mut self, now: Time, id: u64, data: P, out: &mut Vec<Command<P>>) {
+    /// Sends what was read, or, if there is nothing, that it is a hole.
+    pub(super) fn write_copy(&mut self, now: Time, id: u64, data: Option<P>, out: &mut Vec<Command<P>>) {
         let Some(job) = self.copies.get(&id) else { return };
         let (range, reason, source) = (job.part(), job.reason, job.source);
         let targets: Vec<(ReplicaId, u16)> = self
@@ -212,8 +221,15 @@ impl<P: Clone> Engine<P> {
         if !matches!(reason, Reason::Sync(_)) && !defect!(CopyNotTracked) {
             self.tracker.begin(now, range);
         }
+        let message = match data {
+            Some(data) => data_message(Kind::Write, range, false, Body::Data(data)),
+            None => Message {
+                flags: flags::DISCARD,
+                ..data_message(Kind::Zero, range, false, Body::None)
+            },
+        };
         for (replica, _) in targets {
-            let message = data_message(Kind::Write, range, false, Body::Data(data.clone()));
+            let message = message.clone();
             self.send(now, replica, message, Purpose::Copy(id), out);
         }
         self.end_copy_when_done(now, id, out);

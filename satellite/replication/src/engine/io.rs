@@ -353,6 +353,11 @@ impl<P: Clone> Engine<P> {
     pub(super) fn unlock(&mut self, now: Time, holder: Holder, out: &mut Vec<Command<P>>) {
         let mut granted = Vec::new();
         self.locks.release(holder, &mut granted);
+        self.begin_granted(now, granted, out);
+    }
+
+    /// Begins what has just got its lock.
+    pub(super) fn begin_granted(&mut self, now: Time, granted: Vec<Holder>, out: &mut Vec<Command<P>>) {
         for next in granted {
             match next {
                 Holder::Io(io) => self.issue(now, io, out),

@@ -69,6 +69,18 @@ impl Locks {
         } else if let Some(at) = self.waiting.iter().position(|lock| lock.holder == holder) {
             self.waiting.remove(at);
         }
+        self.grant(granted);
+    }
+
+    /// Keeps only a part of the range a granted lock is for. Appends who got theirs by that.
+    pub(super) fn shrink(&mut self, holder: Holder, range: ByteRange, granted: &mut Vec<Holder>) {
+        if let Some(lock) = self.granted.iter_mut().find(|lock| lock.holder == holder) {
+            lock.range = range;
+        }
+        self.grant(granted);
+    }
+
+    fn grant(&mut self, granted: &mut Vec<Holder>) {
         let mut index = 0;
         while let Some(lock) = self.waiting.get(index).copied() {
             let earlier = self.waiting.iter().take(index);

@@ -185,7 +185,7 @@ impl<P: Clone> Engine<P> {
             .collect();
         if gone.is_empty() {
             self.spared_since = None;
-            return;
+            return self.let_leave(now, out);
         }
         let members = self.members().count();
         //= docs/replication.md#R9
@@ -241,7 +241,7 @@ impl<P: Clone> Engine<P> {
     /// One of those that stay has just answered. Of one that was not heard for longer nobody knows whether it
     /// still holds what it acknowledged; the one that is to go may be the last that does. Who was not heard is asked.
     //= docs/replication.md#R2
-    fn one_vouches(
+    pub(super) fn one_vouches(
         &mut self,
         now: Time,
         which: impl Fn(ReplicaId, &Peer<P>) -> bool,
@@ -332,8 +332,12 @@ impl<P: Clone> Engine<P> {
         }
         let before: BTreeSet<ReplicaId> = self.row.in_sync().collect();
         let moved = row.view.config != self.row.view.config;
+        let grows = row.size > self.row.size;
         self.row = row;
         self.stirred = true;
+        if grows {
+            self.grow(now, out);
+        }
         if !moved {
             self.drop_peers(now, out);
             return self.sync_peers(now);

@@ -21,7 +21,10 @@ mod connection;
 mod copy;
 mod event;
 mod extents;
+mod grow;
+mod holes;
 mod io;
+mod leave;
 mod locks;
 mod membership;
 mod message;
@@ -278,8 +281,8 @@ impl<P: Clone> Engine<P> {
             Phase::Stopped { .. } | Phase::Fenced | Phase::Failed(_) => {}
         }
         let state = self.state(now);
-        let busy =
-            state != State::Serving || self.peers.values().any(Peer::is_moving) || !self.copies.is_empty();
+        let moving = self.peers.values().any(Peer::is_moving) || !self.copies.is_empty();
+        let busy = state != State::Serving || moving || self.row.replicas.values().any(|m| m.leaving);
         let busy = busy || self.snapshots.is_busy();
         let silent = self.peers.values().filter_map(Peer::silent_at).min();
         let next = now + if busy { TICK } else { IDLE_TICK };

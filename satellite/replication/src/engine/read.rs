@@ -132,6 +132,9 @@ impl<P: Clone> Engine<P> {
                 );
                 self.issue_read(now, io, out);
             }
+            Purpose::Copy(copy) if sent.kind == Kind::Extents => {
+                self.copy_answered(now, replica, copy, Body::None, out);
+            }
             Purpose::Copy(copy) => self.copy_read_failed(now, replica, copy, out),
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! What is to be made equal: unequal blocks, those somebody waits for first, and blocks a member could not
 //! read.
 
-use super::copy::{COPIES, Reason, Stage, overlaps_unequal, run_at};
+use super::copy::{COPIES, COPY_BLOCKS, Reason, Stage, overlaps_unequal, run_at};
 use super::io::Io;
 use super::{Command, Engine, FailReason, IoError, Phase};
 use crate::ids::{IoId, ReplicaId};
@@ -37,8 +37,8 @@ impl<P: Clone> Engine<P> {
             let Some(first) = self.next_unequal(now) else {
                 break;
             };
-            let range = ByteRange::of_blocks(run_at(&self.unequal, first), self.row.size);
-            self.begin_copy(now, range, Reason::Repair, out);
+            let range = ByteRange::of_blocks(run_at(&self.unequal, first, COPY_BLOCKS), self.row.size);
+            self.begin_copy(now, range, Reason::Repair, false, out);
             running += 1;
         }
         if self.unequal.is_clear() && !self.unrepaired.is_empty() {
@@ -88,7 +88,7 @@ impl<P: Clone> Engine<P> {
         // Where members differ, only the repair knows who is right.
         let known = known || overlaps_unequal(&self.unequal, range);
         if !known && self.members().count() > 1 && self.copies.len() < 4 * COPIES {
-            self.begin_copy(now, range, reason, out);
+            self.begin_copy(now, range, reason, false, out);
         }
     }
 

@@ -11,9 +11,9 @@
 //! begins with what the maps say then, which is less.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
-use super::copy::{COPIES, Reason, run_at};
 use super::message::{Message, Purpose, Sent};
 use super::missed::Hand;
 use super::peer::Peer;
@@ -22,7 +22,7 @@ use crate::bitmap::Bitmap;
 use crate::body::Body;
 use crate::catalogue::{Change, MemberState};
 use crate::ids::{ConfigSeq, OpId, ReplicaId};
-use crate::range::{BLOCK, ByteRange};
+use crate::range::BLOCK;
 use crate::time::Time;
 use crate::wire::{DIRTY_MAP, Kind, Status, flags};
 
@@ -70,6 +70,8 @@ pub(super) struct Sync {
     /// Regions that are dirty on it.
     pub(super) regions: Bitmap,
     pub(super) hand: VecDeque<(ReplicaId, ConfigSeq)>,
+    /// Blocks that were data when the source was last asked: not worth another question.
+    pub(super) data: Range<u64>,
 }
 
 impl Sync {
@@ -176,6 +178,7 @@ impl<P: Clone> Engine<P> {
             touched: Bitmap::new(blocks),
             regions: Bitmap::new(regions),
             hand,
+            data: 0..0,
         });
         let message = Message {
             body: Body::Bytes(crate::info::Roster::default().encode()),
@@ -273,44 +276,10 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    fn pump_copies(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
-        loop {
-            let reason = Reason::Sync(target);
-            let taken: Vec<ByteRange> = self
-                .copies
-                .values()
-                .filter(|job| job.reason == reason)
-                .map(|job| job.range)
-                .collect();
-            if taken.len() >= COPIES {
-                return;
-            }
-            let Some(sync) = self.sync_of(target) else { return };
-            let from = taken.iter().map(|range| range.blocks().end).max().unwrap_or(0);
-            let Some(first) = sync.need.next_set(from).or_else(|| {
-                sync.need
-                    .iter()
-                    .find(|block| !taken.iter().any(|range| range.blocks().contains(block)))
-            }) else {
-                if taken.is_empty() {
-                    self.begin_joint(now, target, out);
-                }
-                return;
-            };
-            let mut run = run_at(&sync.need, first);
-            run.end = run
-                .clone()
-                .find(|b| taken.iter().any(|range| range.blocks().contains(b)))
-                .unwrap_or(run.end);
-            let range = ByteRange::of_blocks(run, self.row.size);
-            self.begin_copy(now, range, reason, out);
-        }
-    }
-
     /// Everything is copied: from here on its acknowledgement counts, and once all sent before has
     /// arrived it is flushed, so that what was flushed on the others is durable on it too.
     //= docs/replication.md#R3
-    fn begin_joint(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
+    pub(super) fn begin_joint(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
         if self.proposal.is_some() {
             return;
         }

@@ -314,6 +314,26 @@ impl Maps {
         }
     }
 
+    /// The replica has become larger. Nothing of the new part is dirty here; whether an absent one has it, nobody knows.
+    pub(super) fn grow(&mut self, superblock: &Superblock) {
+        let regions = superblock.size.div_ceil(REGION);
+        self.dirty.grow(regions, false);
+        self.durable.grow(regions, false);
+        let blocks = Self::blocks(superblock);
+        let mut pages = Vec::new();
+        for (slot, map) in self.absent.iter_mut().enumerate() {
+            let Some(map) = map else { continue };
+            let first = map.blocks.len();
+            map.blocks.grow(blocks, true);
+            let slot = u8::try_from(slot).unwrap_or(u8::MAX);
+            pages.extend((first / BITS..blocks.div_ceil(BITS)).map(|page| PageId::OutOfSync(slot, page)));
+        }
+        for page in pages {
+            self.touch(page);
+        }
+        self.touch_superblock();
+    }
+
     /// The map kept for `replica`.
     pub(super) fn map_of(&self, superblock: &Superblock, replica: ReplicaId) -> Option<&Bitmap> {
         let slot = superblock

@@ -89,6 +89,11 @@ pub enum Event<P> {
         /// Outcome of the whole batch.
         result: Result<(), DiskError>,
     },
+    /// The place of the data is durably larger: the replica is, once its superblock says so.
+    Grown {
+        /// Bytes.
+        size: u64,
+    },
     /// The time [`Replica::deadline`] named has come.
     Tick,
 }
@@ -265,6 +270,8 @@ pub struct Replica<P> {
     snapshots: VecDeque<Parked<P>>,
     /// The read lease last granted: to which epoch, until when.
     lease: (Epoch, Time),
+    /// While a new size is not durable: the one that is, and what has to be stored.
+    growing: Option<(u64, u64)>,
 }
 
 impl<P: Clone> Replica<P> {
@@ -318,6 +325,7 @@ impl<P: Clone> Replica<P> {
             waiting: Vec::new(),
             snapshots: VecDeque::new(),
             lease,
+            growing: None,
         })
     }
 
@@ -357,12 +365,34 @@ impl<P: Clone> Replica<P> {
             Event::ExtentsFound { op, extents } => self.extents_found(op, extents, out),
             Event::SnapshotDone { op, result } => self.snapshot_done(op, result, out),
             Event::PagesStored { result } => self.pages_stored(now, result, out),
+            Event::Grown { size } => self.grown(size),
             Event::Tick => {}
         }
         self.begin_snapshots(out);
         self.try_promise(now, out);
         if let Some(pages) = self.maps.compose(now, self.volume, self.id, &self.superblock) {
             out.push(Command::StorePages(pages));
+        }
+    }
+
+    /// What it missed of others grows by the new part, whole: unknown is never clean.
+    //= docs/replication.md#G3
+    fn grown(&mut self, size: u64) {
+        let before = self.size();
+        if size <= self.superblock.size || self.superblock.failed {
+            return;
+        }
+        self.superblock.size = size;
+        self.maps.grow(&self.superblock);
+        self.growing = Some((before, self.maps.generation()));
+    }
+
+    /// Bytes it durably has.
+    //= docs/replication.md#G3
+    pub fn size(&self) -> u64 {
+        match self.growing {
+            Some((before, generation)) if !self.maps.stored(generation) => before,
+            Some(_) | None => self.superblock.size,
         }
     }
 

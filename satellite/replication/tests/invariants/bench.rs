@@ -284,6 +284,7 @@ pub(crate) fn row(members: &[ReplicaId], stale: &[ReplicaId], min_in_sync: u8) -
                 node: format!("n{id}"),
                 joined: joined.or(Some(ConfigSeq(0))),
                 state,
+                leaving: false,
             },
         )
     };

@@ -10,6 +10,9 @@
 
 mod bench;
 mod extents;
+mod g1_holes_stay_holes;
+mod g2_leaving;
+mod g3_grow;
 mod r10_out_of_sync_map;
 mod r11_unknown_is_never_clean;
 mod r12_range_locks;

@@ -6,19 +6,16 @@ use stor_replication::disk::PageId;
 use stor_replication::ids::{ConfigSeq, Epoch};
 use stor_replication::wire::{DIRTY_MAP, Kind, Status};
 
-use super::bench::{A, B, Bench, Rig, block, cache, row, view};
+use super::bench::{A, B, Bench, Rig, Sent, block, cache, row, view};
 
 #[test]
 fn its_own_dirty_regions_are_copied_to_it() {
     let mut rig = Rig::new(row(&[A], &[B], 1), true, None);
     rig.dirty.insert(B, 4);
-    rig.run_if(1500, |sent| sent.header.kind != Kind::Write);
+    let writes = |sent: &Sent| matches!(sent.header.kind, Kind::Write | Kind::Zero);
+    rig.run_if(1500, |sent| !writes(sent));
     let region = (2 << 20)..(3 << 20);
-    let writes: Vec<_> = rig
-        .sent
-        .iter()
-        .filter(|sent| sent.header.kind == Kind::Write)
-        .collect();
+    let writes: Vec<_> = rig.sent.iter().filter(|sent| writes(sent)).collect();
     assert!(!writes.is_empty(), "its own writes stay on it as phantoms");
     assert!(
         writes

@@ -109,6 +109,8 @@ impl World {
                     .is_some_and(|s| s.replica.dirty_regions() > 0)
             })
             .filter_map(|node| node.store.as_ref().map(|(id, _)| *id))
+            // One that left is about to be deleted.
+            .filter(|id| self.row.replicas.contains_key(id))
             .collect();
         if !dirty.is_empty() {
             self.violate(format!(

@@ -1,6 +1,6 @@
 //! The catalogue, and those who change it besides engines: agents and the operator.
 
-use stor_replication::catalogue::{Change, EjectReason, Member, MemberState, Refusal, VolumeRow, decide};
+use stor_replication::catalogue::{Change, MemberState, Refusal, VolumeRow, decide};
 use stor_replication::engine;
 use stor_replication::ids::ReplicaId;
 
@@ -90,7 +90,7 @@ impl World {
             Change::Add { .. } => self.moment(Moment::Addition),
             Change::Attach { .. } | Change::Restart { .. } => self.moment(Moment::Attach),
             Change::SnapshotReady { .. } | Change::SnapshotFailed { .. } => self.snapshot_told(change),
-            Change::Detach { .. } => {}
+            Change::Detach { .. } | Change::Place { .. } | Change::Leave { .. } | Change::Grow { .. } => {}
         }
         if let Change::Add { member, .. } = change {
             let node = self.node_of(*member);
@@ -171,7 +171,10 @@ impl World {
         }
         if self.healing {
             self.replace_failed();
+        } else {
+            self.leave_some();
         }
+        self.replace_left();
         // A session with a satellite begins with what there is.
         if self.healing || self.rng.chance(3) {
             self.tell_engines();
@@ -253,46 +256,62 @@ impl World {
             };
             let old = *old;
             match self.row.replicas.get(&old).map(|member| member.state) {
-                Some(MemberState::Stale { .. }) => {}
+                Some(MemberState::Stale { .. }) => {
+                    if self.apply(&Change::Leave { replica: old }).is_ok() {
+                        self.replace(node, old);
+                    }
+                }
                 // The set may not shrink below its minimum by itself: the operator lowers that (R16).
                 Some(MemberState::InSync) if self.row.min_in_sync > 1 => {
                     self.row.min_in_sync = 1;
                     self.row.revision += 1;
                     self.tell_engines();
-                    continue;
                 }
-                Some(MemberState::InSync) | None => continue,
+                Some(MemberState::InSync) | None => {}
             }
-            let id = ReplicaId(
-                self.row
-                    .replicas
-                    .keys()
-                    .map(|id| id.0)
-                    .max()
-                    .unwrap_or(0)
-                    .max(old.0)
-                    + 1,
-            );
-            self.log(|| format!("n{node}: r{old} is replaced by r{id}"));
-            self.nodes[node].satellite = None;
-            let disk = super::replicas::fresh_disk(id, self.nodes[node].cache(node), false);
-            self.nodes[node].store = Some((id, disk));
-            self.row.replicas.remove(&old);
-            let state = MemberState::Stale {
-                since: None,
-                reason: EjectReason::New,
-            };
-            self.row.replicas.insert(
-                id,
-                Member {
-                    node: format!("n{node}"),
-                    joined: None,
-                    state,
-                },
-            );
-            self.row.revision += 1;
-            self.tell_engines();
-            self.start_satellite(node);
         }
+    }
+
+    /// The operator wants a replica elsewhere now and then.
+    fn leave_some(&mut self) {
+        let Some((at, rng)) = &mut self.leaves else { return };
+        if self.now < *at {
+            return;
+        }
+        *at = self.now + rng.spread(500 * MS, 20 * SECOND);
+        let members: Vec<ReplicaId> = self.row.replicas.keys().copied().collect();
+        let replica = members[rng.index(members.len())];
+        // Refused where the minimum forbids it.
+        drop(self.apply(&Change::Leave { replica }));
+    }
+
+    /// Replicas that left are deleted, and others made in their place.
+    fn replace_left(&mut self) {
+        for node in 0..self.nodes.len() {
+            let old = self.nodes[node].store.as_ref().map(|(id, _)| *id);
+            if let Some(old) = old.filter(|old| !self.row.replicas.contains_key(old)) {
+                self.replace(node, old);
+            }
+        }
+    }
+
+    fn replace(&mut self, node: usize, old: ReplicaId) {
+        let stored = self.nodes.iter().filter_map(|node| node.store.as_ref());
+        let highest = stored.map(|(id, _)| id.0).max().unwrap_or(old.0);
+        let id = ReplicaId(highest.max(self.highest) + 1);
+        self.highest = id.0;
+        self.log(|| format!("n{node}: r{old} is replaced by r{id}"));
+        self.kill_satellite(node, MS);
+        self.nodes[node].copy = None;
+        let disk = super::replicas::fresh_disk(id, self.nodes[node].cache(node), false);
+        self.nodes[node].store = Some((id, disk));
+        let place = Change::Place {
+            replica: id,
+            node: format!("n{node}"),
+        };
+        if let Err(refusal) = self.apply(&place) {
+            self.violate(format!("{place:?} is refused: {refusal}"));
+        }
+        self.start_satellite(node);
     }
 }

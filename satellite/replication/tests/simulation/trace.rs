@@ -54,6 +54,7 @@ pub(crate) fn replica_event(event: &replica::Event<Data>) -> String {
         replica::Event::ExtentsFound { op, extents } => format!("extents {op} {}", holes(extents)),
         replica::Event::SnapshotDone { op, result } => format!("snapshot {op} {result:?}"),
         replica::Event::PagesStored { result } => format!("pages {result:?}"),
+        replica::Event::Grown { size } => format!("grown to {size}"),
         replica::Event::Tick => "tick".into(),
     }
 }

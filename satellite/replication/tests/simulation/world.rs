@@ -246,6 +246,10 @@ pub(crate) struct World {
     pub(crate) ever_bad: BTreeSet<u64>,
     pub(crate) ever_wiped: bool,
     pub(crate) healing: bool,
+    /// When the operator next wants a replica elsewhere, and by what chance: its own, so that all else of a seed stays.
+    pub(crate) leaves: Option<(u64, Rng)>,
+    /// Highest number a replica ever had.
+    pub(crate) highest: u32,
     /// An engine of this epoch is about to start.
     pub(crate) starting: Option<Epoch>,
     /// Guests ask nothing new.
@@ -267,10 +271,16 @@ impl World {
         let number = seed & !WITH_SNAPSHOTS;
         let mut rng = Rng::new(number);
         let mut plan = Plan::new(&mut rng);
-        if seed != number || (seed.is_multiple_of(3) && !super::committed().contains(&seed)) {
+        let committed = super::committed().contains(&seed);
+        if seed != number || (seed.is_multiple_of(3) && !committed) {
             plan.snapshots = 50;
         }
-        Self::with(rng, plan, trace)
+        let mut world = Self::with(rng, plan, trace);
+        let mut own = Rng::new(seed ^ 0x006c_6561_7665);
+        if own.chance(25) && !committed {
+            world.leaves = Some((own.spread(100 * MS, 20 * SECOND), own));
+        }
+        world
     }
 
     pub(crate) fn with(mut rng: Rng, plan: Plan, trace: bool) -> Self {
@@ -313,6 +323,7 @@ impl World {
                         node: format!("n{index}"),
                         joined,
                         state,
+                        leaving: false,
                     },
                 );
                 node.store = Some((id, super::replicas::fresh_disk(id, node.cache(index), !fresh)));
@@ -361,6 +372,8 @@ impl World {
             ever_bad: BTreeSet::new(),
             ever_wiped: false,
             healing: false,
+            leaves: None,
+            highest: 0,
             finished: false,
             stopped_clean: None,
             wrong: None,

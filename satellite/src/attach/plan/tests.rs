@@ -56,6 +56,7 @@ fn facts(goal: Goal, epoch: u64, used: u64, now: Instant) -> Facts {
         ready: false,
         connection_epoch: None,
         loop_read_only: None,
+        device_behind: false,
         device_not_before: now,
         device_busy: false,
         asking: false,

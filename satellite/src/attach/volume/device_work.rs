@@ -45,6 +45,8 @@ impl VolumeTask {
                 tracing::info!(volume = %self.volume, device = %path.display(), "the device is there");
                 self.device_path = Some(path);
                 self.loop_read_only = Some(read_only);
+                // One that was there may be of before the volume grew.
+                self.device_size = 0;
                 self.device = Device::Attached;
                 None
             }
@@ -73,7 +75,13 @@ impl VolumeTask {
                 self.device = Device::None;
                 None
             }
-            DeviceDone::Mounted(Err(error)) | DeviceDone::Attached(Err(error), _) => Some(error),
+            DeviceDone::Resized(Ok(()), size) => {
+                self.device_size = size;
+                None
+            }
+            DeviceDone::Resized(Err(error), _)
+            | DeviceDone::Mounted(Err(error))
+            | DeviceDone::Attached(Err(error), _) => Some(error),
             DeviceDone::Connected(Err(error), _) => {
                 // It may have been made, or found beyond help.
                 self.device_path = None;
