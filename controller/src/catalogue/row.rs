@@ -7,9 +7,7 @@ use stor_replication::ids::{Lineage, ReplicaId, VolumeId};
 use stor_right::PublicKey;
 use uuid::Uuid;
 
-use super::command::{
-    ClassWish, Device, Leaving, NodeKind, PoolKind, PoolWish, Probe, Purpose, VolumeWish,
-};
+use super::command::{ClassWish, Device, Leaving, NodeKind, PoolKind, PoolWish, Probe, Purpose, VolumeWish};
 
 /// A node.
 #[derive(Clone, PartialEq, Eq, Debug)]
