@@ -21,6 +21,10 @@ pub(crate) fn steps(model: &Protocol, state: &State, engine: usize, steps: &mut 
         }
         if opens && may_promise(model, state, engine, replica) {
             steps.push(Step::Promise { engine, replica });
+            // That it finds out and that the engine hears of it are two things only if another may come between.
+            if !at.kept && each(of.isr).any(|other| other != replica && !state.replicas[other].kept) {
+                steps.push(Step::Notice { engine, replica });
+            }
         }
         if of.tell[replica] != 0 && is_open(state, engine, replica) {
             steps.push(Step::Tell { engine, replica });
@@ -170,7 +174,7 @@ pub(crate) fn promise(model: &Protocol, state: &mut State, engine: usize, replic
 }
 
 /// The replica finds that its volatile state is another one, and stores that before it promises (R8).
-fn notice_loss(model: &Protocol, state: &mut State, engine: usize, replica: usize) {
+pub(crate) fn notice_loss(model: &Protocol, state: &mut State, engine: usize, replica: usize) {
     let found = |replica: &Replica| replica.doubt;
     let newest = state.replicas.iter().map(found).max().unwrap_or(0);
     let epoch = state.engines[engine].epoch;

@@ -104,6 +104,9 @@ pub fn words(state: &State, step: Step) -> String {
 fn of_engine(state: &State, step: Step) -> String {
     let (engine, what) = match step {
         Step::Promise { engine, replica } => (engine, format!("{} promises", name(replica))),
+        Step::Notice { engine, replica } => {
+            (engine, format!("{} finds that it lost its cache", name(replica)))
+        }
         Step::Fence { engine, replica } => (engine, format!("{} stores the fence", name(replica))),
         Step::Activate { engine, source } => {
             let unequal = each(state.engines[engine].isr).any(|member| state.replicas[member].dirty);

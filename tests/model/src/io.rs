@@ -136,17 +136,18 @@ pub(crate) fn accept(model: &Protocol, state: &mut State, engine: usize, op: usi
 }
 
 /// R1 and R2.
-fn may_ack(model: &Protocol, of: &Engine, done: u8) -> bool {
+fn may_ack(model: &Protocol, state: &State, engine: usize, done: u8) -> bool {
+    let of = &state.engines[engine];
     let gate = of.gate && model.on(Rule::ViewStored);
     let required = required(model, of);
-    let all = done & required == required;
+    let heard = open_of(state, engine, required) == required || !model.on(Rule::AckOpen);
+    let all = done & required == required && heard;
     let enough = all || (done != 0 && !model.on(Rule::AllAck));
     enough && !gate && matches!(of.phase, Phase::Active | Phase::Stopping)
 }
 
 /// The client is answered as soon as it may be.
 pub(crate) fn answer(model: &Protocol, state: &mut State, engine: usize, op: usize) {
-    let of = &mut state.engines[engine];
     let Op {
         kind,
         value,
@@ -154,10 +155,11 @@ pub(crate) fn answer(model: &Protocol, state: &mut State, engine: usize, op: usi
         done,
         answered,
         ..
-    } = of.ops[op];
-    if kind != OpKind::Write || answered || !may_ack(model, of, done) {
+    } = state.engines[engine].ops[op];
+    if kind != OpKind::Write || answered || !may_ack(model, state, engine, done) {
         return;
     }
+    let of = &mut state.engines[engine];
     of.ops[op].answered = true;
     let copies = required(model, of).count_ones();
     if late {
@@ -272,10 +274,11 @@ pub(crate) fn flush_fails(model: &Protocol, state: &mut State, engine: usize, re
 
 /// A flush is answered as soon as it may be.
 pub(crate) fn flush_answer(model: &Protocol, state: &mut State, engine: usize) {
-    let of = &mut state.engines[engine];
-    if !of.flush.on || !may_ack(model, of, of.flush.done) {
+    let of = &state.engines[engine];
+    if !of.flush.on || !may_ack(model, state, engine, of.flush.done) {
         return;
     }
+    let of = &mut state.engines[engine];
     let Flush { covers, touched, .. } = of.flush;
     of.flush = Flush::default();
     of.covered = !touched;

@@ -56,6 +56,10 @@ pub(crate) fn acknowledged(state: &mut State, engine: usize, value: u8) {
         return;
     }
     told(state, engine);
+    if value > state.ghost.floor() {
+        // What was lost before excuses nothing of this.
+        state.ghost.excused = false;
+    }
     state.ghost.acked = state.ghost.acked.max(value);
     // A member may have lost it between its answer and the client's.
     excuse(state);

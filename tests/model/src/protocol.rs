@@ -21,6 +21,8 @@ pub enum Step {
     Fence { engine: usize, replica: usize },
     /// A replica promises.
     Promise { engine: usize, replica: usize },
+    /// A replica with another volatile state takes an engine's `Open`; the answer is under way.
+    Notice { engine: usize, replica: usize },
     /// An engine begins to serve.
     Activate { engine: usize, source: u8 },
     /// A lease runs out.
@@ -242,6 +244,7 @@ impl Model for Protocol {
             Step::Restore => catalogue::restore(self, s),
             Step::Fence { engine, replica } => engine::fence(self, s, engine, replica),
             Step::Promise { engine, replica } => engine::promise(self, s, engine, replica),
+            Step::Notice { engine, replica } => engine::notice_loss(self, s, engine, replica),
             Step::Activate { engine, source } => engine::activate(self, s, engine, source),
             Step::LeaseEnds { engine, replica } => s.engines[engine].leased &= !bit(replica),
             Step::Tell { engine, replica } => engine::tell(self, s, engine, replica),

@@ -58,6 +58,8 @@ pub enum Rule {
     Recall,
     /// Writes under way then are sent to it again.
     RecallWrites,
+    /// What a member acknowledged counts while its connection stands.
+    AckOpen,
     /// Copies under way when a member loses its cache count for nothing.
     RecallCopies,
     /// The map of an absent replica begins with the dirty regions.
@@ -157,6 +159,7 @@ impl Rule {
         Self::CacheId,
         Self::Recall,
         Self::RecallWrites,
+        Self::AckOpen,
         Self::RecallCopies,
         Self::MapStart,
         Self::MapGrow,
@@ -298,6 +301,12 @@ impl Rule {
             Self::RecallWrites => (
                 "R9",
                 "writes under way when a member loses its cache are sent to it again",
+                "losses",
+                "",
+            ),
+            Self::AckOpen => (
+                "R9",
+                "what a member acknowledged counts while its connection stands",
                 "losses",
                 "",
             ),

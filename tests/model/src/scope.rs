@@ -113,7 +113,7 @@ impl Scope {
             about: "a set that may not shrink, two engines, two power cuts",
             zombies: false,
             minimum: 2,
-            writes: 1,
+            writes: 2,
             budgets: [2, 0, 0, 0, 0, 0, 0, 0],
             ..Self::BASE
         },

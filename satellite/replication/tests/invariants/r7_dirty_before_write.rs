@@ -228,3 +228,19 @@ fn a_region_written_again_keeps_its_bit() {
         "its bit went though it was written since"
     );
 }
+
+#[test]
+fn a_region_stays_dirty_while_it_is_unequal() {
+    let mut rig = Rig::new(row(&[A, B], &[], 1), true, None);
+    rig.dirty.insert(A, 1);
+    let held = |sent: &Sent| [Kind::Read, Kind::Clean].contains(&sent.header.kind);
+    // The repair hangs; everything else goes on, flushes too.
+    rig.run_if(8000, |sent| !held(sent));
+    assert!(rig.waiting(Kind::Read).len() > 1, "no repair");
+    assert_eq!(rig.waiting(Kind::Clean), []);
+    rig.answer_if(|sent| sent.header.kind == Kind::Read);
+    rig.run(1000);
+    assert_eq!(rig.engine.unequal_bytes(), 0);
+    rig.run_if(15_000, |sent| sent.header.kind != Kind::Clean);
+    assert_eq!(rig.waiting(Kind::Clean), [A, B]);
+}
