@@ -8,6 +8,7 @@ mod further;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod together;
 
 pub use further::{Asked, further, placed};
 pub use survey::{DEFAULT_REPLICAS, nodes, wish};

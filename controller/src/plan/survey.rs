@@ -1,5 +1,6 @@
 //! What the planner goes by, out of the catalogue's rows and what nodes report.
 
+use super::together::together;
 use super::{Node, Pool, Report, Wish};
 use crate::catalogue::command::{ClassWish, Leaving, NodeKind, VolumeWish};
 use crate::catalogue::row;
@@ -10,6 +11,7 @@ pub const DEFAULT_REPLICAS: u8 = 2;
 
 /// All nodes as the planner sees them.
 pub fn nodes(nodes: &[row::Node], pools: &[row::Pool], seen: &Observations) -> Vec<Node> {
+    let pools = together(pools.to_vec(), seen);
     let one = |node: &row::Node| Node {
         name: node.name.clone(),
         diskless: node.kind == NodeKind::Diskless,

@@ -25,7 +25,7 @@ use stor_replication::ids::VolumeId;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::durable::{self, ReplaceError};
+use super::durable::{self, ReplaceError, Unreadable};
 
 /// The newest layout this program knows.
 const VERSION: u32 = 1;
@@ -317,36 +317,20 @@ fn runs(pid: &str) -> bool {
 }
 
 fn check_identity(root: &Path, node: &str) -> Result<(), StateDirError> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u32,
-    }
     let path = root.join("satellite.json");
     let damaged = |source| StateDirError::Damaged {
         path: path.clone(),
         node: node.to_owned(),
         source,
     };
-    match fs::read(&path) {
-        Ok(text) => {
-            let Version { version } = serde_json::from_slice(&text).map_err(damaged)?;
-            if version > VERSION {
-                return Err(StateDirError::Newer {
-                    path: root.to_owned(),
-                    version,
-                });
-            }
-            let identity: Identity = serde_json::from_slice(&text).map_err(damaged)?;
-            if identity.node != node {
-                return Err(StateDirError::OtherNode {
-                    path: root.to_owned(),
-                    found: identity.node,
-                    wanted: node.to_owned(),
-                });
-            }
-            Ok(())
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    match durable::read_record::<Identity>(&path, VERSION) {
+        Ok(Some(identity)) if identity.node != node => Err(StateDirError::OtherNode {
+            path: root.to_owned(),
+            found: identity.node,
+            wanted: node.to_owned(),
+        }),
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => {
             let identity = Identity {
                 version: VERSION,
                 node: node.to_owned(),
@@ -354,7 +338,12 @@ fn check_identity(root: &Path, node: &str) -> Result<(), StateDirError> {
             let text = serde_json::to_vec_pretty(&identity).map_err(damaged)?;
             Ok(durable::replace(&path, &text)?)
         }
-        Err(source) => Err(system("read", &path, source)),
+        Err(Unreadable::Newer(version)) => Err(StateDirError::Newer {
+            path: root.to_owned(),
+            version,
+        }),
+        Err(Unreadable::Damaged(source)) => Err(damaged(source)),
+        Err(Unreadable::Read(source)) => Err(system("read", &path, source)),
     }
 }
 

@@ -38,6 +38,7 @@ const MAX_CONNECTIONS: usize = 8192;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long the thread sleeps at most.
 const NAP: Duration = Duration::from_secs(10);
+
 pub(super) type Key = (VolumeId, ReplicaId);
 /// How the making or opening of a replica's files went.
 pub(super) type Made = (Key, PathBuf, Result<Files, OpenError>);
