@@ -38,7 +38,7 @@ mod tests {
     use stor_proto::satellite::{PoolStatus, Status};
 
     use super::*;
-    use crate::catalogue::command::PoolWish;
+    use crate::catalogue::command::{PoolKind, PoolWish};
     use crate::observed::Heard;
 
     #[test]
@@ -47,7 +47,11 @@ mod tests {
             wish: PoolWish {
                 name: "sp01".into(),
                 node: node.into(),
+                kind: PoolKind::File,
                 dir: "/p".into(),
+                devices: Vec::new(),
+                adopt: false,
+                wipe: false,
                 tags: Vec::new(),
                 overprovision_milli: 1_000,
             },
