@@ -1,5 +1,8 @@
 //! `storctl pool …`
 
+mod check;
+mod discover;
+
 use clap::{Args, Subcommand};
 use stor_api::client::{Error, Filter, Wish};
 use stor_api::objects::{Pool, PoolChange, PoolSpec, PoolState};
@@ -18,9 +21,9 @@ use crate::wait::{self, Look};
 pub(crate) enum PoolVerb {
     /// Make a pool on a node; pools of one name on several nodes are one pool to volumes
     Create {
-        /// Its name
-        #[arg(value_parser = args::pool_name)]
-        name: String,
+        /// Its name; with --discover, the beginning of the names
+        #[arg(value_parser = args::pool_name, required_unless_present = "discover")]
+        name: Option<String>,
         /// The node
         #[arg(long, add = completion::nodes(), value_parser = args::existing)]
         node: String,
@@ -62,6 +65,15 @@ pub(crate) enum PoolVerb {
         #[arg(long, value_name = "FACTOR", value_parser = args::overprovision)]
         overprovision: Option<f64>,
     },
+    /// What is in pools and belongs to nothing: replicas and snapshots nobody asked for, leftovers
+    Check {
+        /// Only on this node
+        #[arg(long, add = completion::nodes(), value_parser = args::existing)]
+        node: Option<String>,
+        /// Remove it; asks first
+        #[arg(long)]
+        remove: bool,
+    },
     /// Take an empty pool away from a node
     Delete {
         /// Its name
@@ -81,7 +93,7 @@ pub(crate) enum PoolVerb {
 #[group(skip)]
 pub(crate) struct Place {
     /// Directory on the node that holds the replicas as files
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["lvm_thin", "device"], conflicts_with_all = ["lvm_thin", "device"])]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["lvm_thin", "device", "discover"], conflicts_with_all = ["lvm_thin", "device", "discover"])]
     dir: Option<String>,
     /// LVM thin pool on the node; with --device, the names of what is made [default then: stor-NAME/thin]
     #[arg(long, value_name = "VG/POOL")]
@@ -89,6 +101,9 @@ pub(crate) struct Place {
     /// Unused disk of the node of which a volume group and thin pool are made; repeatable
     #[arg(long, value_name = "DEV")]
     device: Vec<String>,
+    /// A pool for each mount point under this directory of the node, named after it: NAME-MOUNT, or MOUNT without NAME
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["lvm_thin", "device"])]
+    discover: Option<String>,
     /// Use a thin pool in a volume group that Stor did not make
     #[arg(long, requires = "lvm_thin", conflicts_with = "device")]
     adopt: bool,
@@ -107,8 +122,9 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
             tag,
             overprovision,
         } => {
+            let discover = place.discover;
             let spec = PoolSpec {
-                name,
+                name: name.unwrap_or_default(),
                 node,
                 dir: place.dir.unwrap_or_default(),
                 lvm_thin: place.lvm_thin.unwrap_or_default(),
@@ -118,7 +134,10 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
                 tags: tag,
                 overprovision: overprovision.unwrap_or(0.0),
             };
-            create(context, &spec).await
+            match discover {
+                Some(dir) => discover::run(context, &dir, &spec).await,
+                None => create(context, &spec).await,
+            }
         }
         PoolVerb::List => context.out.list(
             context.client.pools().await?,
@@ -161,6 +180,7 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
             let tags = (no_tags || !tag.is_empty()).then_some(tag);
             set(context, &name, &node, &PoolChange { tags, overprovision }).await
         }
+        PoolVerb::Check { node, remove } => check::run(context, node, remove).await,
         PoolVerb::Delete { name, node, force } => delete(context, &name, &node, force).await,
     }
 }
@@ -441,6 +461,7 @@ mod tests {
             kind: "file".into(),
             dir: "/srv/stor".into(),
             devices: Vec::new(),
+            checked: true,
             metadata_capacity_bytes: 0,
             metadata_used_bytes: 0,
             tags: vec!["nvme".into(), "gen4".into()],

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use stor_proto::satellite::{Disk, EngineStatus, PoolStatus, ReplicaStatus, Status};
+use stor_proto::satellite::{Disk, EngineStatus, Mount, PoolStatus, ReplicaStatus, Status};
 use stor_replication::catalogue::VolumeRow;
 use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, View, VolumeId};
 use tokio::sync::watch;
@@ -47,6 +47,8 @@ pub struct Heard {
     pub engines: HashMap<VolumeId, EngineStatus>,
     /// Block devices.
     pub disks: Vec<Disk>,
+    /// File systems that could hold pools.
+    pub mounts: Vec<Mount>,
     /// History of the desired state it acts on.
     pub history: String,
     /// Whether all its pools were looked through for replicas that nobody asked for.
@@ -76,6 +78,7 @@ impl Heard {
                 .filter_map(|engine| Some((id(&engine.volume_id)?, engine)))
                 .collect(),
             disks: status.disks,
+            mounts: status.mounts,
             history: status.history,
             searched: status.searched,
         }

@@ -51,6 +51,7 @@ impl Satellite {
                 status: seen,
                 asks,
                 desired: tell,
+                removals: mpsc::channel(1).0,
             },
         );
         tokio::spawn(session.run());
@@ -155,6 +156,7 @@ async fn controllers_of_the_last_session_are_dialled_too() {
                 status,
                 asks,
                 desired,
+                removals: mpsc::channel(1).0,
             },
         )
         .run(),

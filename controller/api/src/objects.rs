@@ -9,8 +9,8 @@ mod node;
 mod pool;
 mod volume;
 
-pub use node::{Disk, Node, NodeChange, NodeKind, NodeLeaving, NodeSpec, NodeState, Transport};
-pub use pool::{Class, ClassSpec, Pool, PoolChange, PoolSpec, PoolState};
+pub use node::{Disk, Mount, Node, NodeChange, NodeKind, NodeLeaving, NodeSpec, NodeState, Transport};
+pub use pool::{Class, ClassSpec, Orphan, OrphanRemoval, Pool, PoolChange, PoolSpec, PoolState};
 pub use volume::{
     Attachment, AttachmentSpec, AttachmentState, Counters, Deletion, PlacementVerdict, Plan, Replica,
     ReplicaSpec, ReplicaState, Tombstone, TombstoneState, Volume, VolumeAdoption, VolumeChange, VolumeSpec,

@@ -22,6 +22,7 @@ mod extract;
 mod front;
 mod local;
 mod nodes;
+mod orphans;
 mod place;
 mod pools;
 mod problem;
@@ -76,6 +77,9 @@ fn documented() -> OpenApiRouter<Arc<Cluster>> {
         .routes(routes!(nodes::list, nodes::create))
         .routes(routes!(nodes::get, nodes::set, nodes::delete))
         .routes(routes!(nodes::disks))
+        .routes(routes!(orphans::mounts))
+        .routes(routes!(orphans::list))
+        .routes(routes!(orphans::remove))
         .routes(routes!(emptying::drain))
         .routes(routes!(emptying::lost))
         .routes(routes!(emptying::undrain))

@@ -146,7 +146,7 @@ async fn run(
         return Err(Status::failed_precondition(message));
     }
     admit(cluster, &hello).await?;
-    let (touched, replaced) = cluster.sessions.begin(&hello.node);
+    let (touched, replaced) = cluster.sessions.begin(&hello.node, out);
     tracing::info!(node = %hello.node, version = %hello.version, "a satellite is connected");
     let session = Session {
         cluster,

@@ -6,6 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use stor_proto::satellite::{FromController, from_controller};
+
+use super::Outgoing;
 use crate::catalogue::load;
 use crate::cluster::{Cluster, Trouble};
 use crate::observed::HEARTBEAT;
@@ -21,15 +24,17 @@ struct Open {
     /// Entry of the log that last touched what the node should hold.
     desired: watch::Sender<u64>,
     replaced: CancellationToken,
+    out: Outgoing,
 }
 
 impl Sessions {
-    pub(super) fn begin(&self, node: &str) -> (watch::Receiver<u64>, CancellationToken) {
+    pub(super) fn begin(&self, node: &str, out: &Outgoing) -> (watch::Receiver<u64>, CancellationToken) {
         let (sender, receiver) = watch::channel(0);
         let replaced = CancellationToken::new();
         let open = Open {
             desired: sender,
             replaced: replaced.clone(),
+            out: out.clone(),
         };
         if let Some(old) = self.lock().insert(node.to_owned(), open) {
             old.replaced.cancel();
@@ -63,6 +68,14 @@ impl Sessions {
         if let Some(open) = self.lock().remove(node) {
             open.replaced.cancel();
         }
+    }
+
+    /// Tells a node's satellite something that is no state. Whether it could be handed over.
+    pub fn tell(&self, node: &str, kind: from_controller::Kind) -> bool {
+        let message = FromController { kind: Some(kind) };
+        let open = self.lock();
+        open.get(node)
+            .is_some_and(|open| open.out.try_send(Ok(message)).is_ok())
     }
 
     /// Number of open sessions.

@@ -10,6 +10,6 @@ mod tombstone;
 mod volume;
 
 pub use health::{Facts, status};
-pub use node::{class, disks, event, node, pool};
+pub use node::{class, disks, event, mounts, node, orphans, pool};
 pub use tombstone::tombstone;
 pub use volume::{attachment, replicas, user_attachment, volume, volume_health};

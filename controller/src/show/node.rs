@@ -1,8 +1,8 @@
 //! Nodes, disks, pools, classes and events.
 
 use stor_api::objects::{
-    Class, ClassSpec, Disk, Event, Node, NodeKind, NodeLeaving, NodeState, Pool, PoolState, Severity,
-    Transport,
+    Class, ClassSpec, Disk, Event, Mount, Node, NodeKind, NodeLeaving, NodeState, Orphan, Pool, PoolState,
+    Severity, Transport,
 };
 
 use crate::catalogue::{command, row};
@@ -84,6 +84,7 @@ pub fn pool(row: &row::Pool, seen: &Observations) -> Pool {
         overprovision: row.wish.overprovision_milli as f64 / 1000.0,
         snapshots: heard.map_or_else(String::new, |report| report.snapshots.clone()),
         replicas: row.replicas,
+        checked: heard.is_some_and(|report| report.checked),
         revision: row.revision,
     }
 }
@@ -126,6 +127,48 @@ pub fn disks(seen: &Observations, node: Option<&str>) -> Vec<Disk> {
         .collect();
     disks.sort_by(|a, b| (&a.node, &a.path).cmp(&(&b.node, &b.path)));
     disks
+}
+
+/// File systems of nodes that could hold pools, by node and path.
+pub fn mounts(seen: &Observations, node: Option<&str>) -> Vec<Mount> {
+    let online = seen
+        .nodes()
+        .filter(|(name, _)| node.is_none_or(|wanted| wanted == *name) && seen.online(name));
+    let mut mounts: Vec<Mount> = online
+        .flat_map(|(name, heard)| {
+            heard.mounts.iter().map(move |mount| Mount {
+                node: name.to_owned(),
+                path: mount.path.clone(),
+                filesystem: mount.filesystem.clone(),
+                capacity_bytes: mount.capacity_bytes,
+                free_bytes: mount.free_bytes,
+            })
+        })
+        .collect();
+    mounts.sort_by(|a, b| (&a.node, &a.path).cmp(&(&b.node, &b.path)));
+    mounts
+}
+
+/// What is in pools and belongs to nothing, by node, pool and name.
+pub fn orphans(seen: &Observations, node: Option<&str>) -> Vec<Orphan> {
+    let online = seen
+        .nodes()
+        .filter(|(name, _)| node.is_none_or(|wanted| wanted == *name) && seen.online(name));
+    let mut orphans: Vec<Orphan> = online
+        .flat_map(|(name, heard)| {
+            heard.pools.values().flat_map(move |pool| {
+                pool.orphans.iter().map(move |orphan| Orphan {
+                    node: name.to_owned(),
+                    pool: pool.name.clone(),
+                    name: orphan.name.clone(),
+                    what: orphan.what.clone(),
+                    bytes: orphan.bytes,
+                })
+            })
+        })
+        .collect();
+    orphans.sort_by(|a, b| (&a.node, &a.pool, &a.name).cmp(&(&b.node, &b.pool, &b.name)));
+    orphans
 }
 
 /// An event.

@@ -178,6 +178,7 @@ fn hear(
                 asker.send(answer).ok();
             }
         }
+        from_controller::Kind::RemoveOrphans(_) => {}
     }
 }
 

@@ -1,6 +1,7 @@
 //! One pool and the work in it. Blocks on the disk: it runs on threads made for that, one job at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use stor_replication::disk::Superblock;
 use stor_replication::ids::{CacheId, ReplicaId, VolumeId};
@@ -11,6 +12,7 @@ use super::thin_copies;
 use crate::pool::backing::{self, Backing, Room};
 use crate::pool::lvm::ThinError;
 use crate::pool::lvm::run::Lvm;
+use crate::pool::orphans::{self, Orphan, Wanted};
 use crate::pool::probe::Snapshots;
 use crate::pool::{Opener, PoolError, PoolSpec, Usage};
 
@@ -55,6 +57,8 @@ pub struct PoolReport {
     pub replicas: BTreeMap<Key, Result<Worked, String>>,
     /// What there is of copies for snapshots.
     pub copies: BTreeMap<CopyKey, Result<Found, String>>,
+    /// What belongs to nothing, once it was looked for.
+    pub orphans: Option<Vec<Orphan>>,
 }
 
 /// What was found in a pool beside what is known: what each replica says of itself, or why it can't be read.
@@ -66,6 +70,23 @@ pub struct Keeper {
     pool: Option<Box<dyn Backing>>,
     lvm: Lvm,
     copies: Copies,
+    checked: Option<(Instant, Vec<Orphan>)>,
+}
+
+/// Between looks for what belongs to nothing: they go through every directory of the pool.
+const CHECK: Duration = Duration::from_secs(10);
+
+/// What a look is about.
+#[derive(Debug, Default)]
+pub struct Task {
+    /// What to do with replicas.
+    pub work: BTreeMap<Key, Work>,
+    /// And with copies for snapshots.
+    pub copies: BTreeMap<CopyKey, CopyWish>,
+    /// All that belongs to something; absent while that is not known.
+    pub wanted: Option<Wanted>,
+    /// What belongs to nothing and is to be removed.
+    pub remove: Vec<String>,
 }
 
 impl Keeper {
@@ -75,10 +96,9 @@ impl Keeper {
         spec: &PoolSpec,
         boot: &str,
         opener: &Opener,
-        work: &BTreeMap<Key, Work>,
-        copies: &BTreeMap<CopyKey, CopyWish>,
+        task: &Task,
     ) -> Result<PoolReport, String> {
-        self.try_look(spec, boot, opener, work, copies)
+        self.try_look(spec, boot, opener, task)
             .map_err(|error| error.to_string())
     }
 
@@ -87,9 +107,9 @@ impl Keeper {
         spec: &PoolSpec,
         boot: &str,
         opener: &Opener,
-        work: &BTreeMap<Key, Work>,
-        copies: &BTreeMap<CopyKey, CopyWish>,
+        task: &Task,
     ) -> Result<PoolReport, PoolError> {
+        let Task { work, copies, .. } = task;
         let moved = |pool: &dyn Backing| pool.path() != spec.path || !pool.is_in_place();
         if self.pool.as_deref().is_some_and(moved) {
             self.pool = None;
@@ -134,8 +154,14 @@ impl Keeper {
             Room::Directory(path) => self.copies.look(&path, copies),
             Room::Thin(room) => thin_copies::look(&room, copies),
         };
+        let orphans = if elsewhere {
+            None
+        } else {
+            self.check(&pool.room(), task)
+        };
         let report = PoolReport {
             copies,
+            orphans,
             id: pool.id(),
             room: pool.room(),
             cache: pool.cache(boot),
@@ -146,6 +172,33 @@ impl Keeper {
         };
         self.pool = Some(pool);
         Ok(report)
+    }
+
+    /// Looks for what belongs to nothing, and removes of it what is asked for.
+    fn check(&mut self, room: &Room, task: &Task) -> Option<Vec<Orphan>> {
+        let Some(wanted) = &task.wanted else {
+            self.checked = None;
+            return None;
+        };
+        if task.remove.is_empty()
+            && let Some((at, found)) = &self.checked
+            && at.elapsed() < CHECK
+        {
+            return Some(found.clone());
+        }
+        let removed = orphans::remove(room, wanted, &task.remove);
+        let found = removed.and_then(|()| orphans::find(room, wanted));
+        match found {
+            Ok(found) => {
+                self.checked = Some((Instant::now(), found.clone()));
+                Some(found)
+            }
+            Err(error) => {
+                tracing::warn!(error, "the pool could not be checked for what belongs to nothing");
+                self.checked = None;
+                None
+            }
+        }
     }
 
     /// Looks for replicas that are not in `known`. `None`: the pool is not open, or could not be read.

@@ -156,6 +156,7 @@ pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> R
     let storage = Storage::new(&options.node, &boot_id, known, server, done);
     let (told, status) = watch::channel(None);
     let (desired, wishes) = mpsc::channel(QUEUE);
+    let (removals, to_remove) = mpsc::channel(QUEUE);
     let dialer = Dialer::new(options.controllers.clone(), paths.controllers());
     let session = Session::new(
         hello,
@@ -164,6 +165,7 @@ pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> R
             status,
             asks,
             desired,
+            removals,
         },
     )
     .pinned(pin);
@@ -174,7 +176,7 @@ pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> R
     );
     let session = tokio::spawn(session.run());
     let node = Node::new(paths, store, storage, volumes, told, changed, options.looks);
-    node.run(wishes, storage_done, ending).await;
+    node.run(wishes, storage_done, to_remove, ending).await;
     session.abort();
     drop(state);
     Ok(())

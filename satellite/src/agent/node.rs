@@ -13,6 +13,7 @@ use super::storage::{Done, Storage};
 use super::{AgentError, Ending};
 use crate::attach::{Volumes, process};
 use crate::pool::disk::{self, Disk, Looks};
+use crate::pool::mounts::{self, Mount};
 
 /// Between looks at the replica server while a replica is being opened, and otherwise: a volume is made
 /// and attached in a few hundred milliseconds, of which this must be a small part.
@@ -40,6 +41,7 @@ pub(super) struct Node {
     status: watch::Sender<Option<Arc<proto::Status>>>,
     changed: Arc<Notify>,
     disks: Vec<Disk>,
+    mounts: Vec<Mount>,
     looks: Looks,
     told: Instant,
     /// What a controller wants and could not be written.
@@ -53,7 +55,8 @@ enum Event {
     Desired(Box<proto::Desired>),
     Storage(Box<Done>),
     Volumes,
-    Disks(Vec<Disk>),
+    Disks(Vec<Disk>, Vec<Mount>),
+    Remove(Box<proto::RemoveOrphans>),
     Tick,
     End(Ending),
 }
@@ -76,6 +79,7 @@ impl Node {
             status,
             changed,
             disks: Vec::new(),
+            mounts: Vec::new(),
             looks,
             told: Instant::now(),
             unwritten: None,
@@ -90,6 +94,7 @@ impl Node {
         mut self,
         mut desired: mpsc::Receiver<proto::Desired>,
         mut storage: mpsc::Receiver<Done>,
+        mut removals: mpsc::Receiver<proto::RemoveOrphans>,
         mut ending: watch::Receiver<Option<Ending>>,
     ) {
         let (disks, mut seen) = mpsc::channel(1);
@@ -104,7 +109,8 @@ impl Node {
                 ending = ended(&mut ending) => Event::End(ending),
                 Some(desired) = desired.recv() => Event::Desired(Box::new(desired)),
                 Some(done) = storage.recv() => Event::Storage(Box::new(done)),
-                Some(disks) = seen.recv() => Event::Disks(disks),
+                Some((disks, mounts)) = seen.recv() => Event::Disks(disks, mounts),
+                Some(remove) = removals.recv() => Event::Remove(Box::new(remove)),
                 () = changed.notified() => Event::Volumes,
                 () = tokio::time::sleep_until(next_look) => Event::Tick,
             };
@@ -136,7 +142,8 @@ impl Node {
                 let written = self.storage.take(*done);
                 self.trouble(written.map_err(AgentError::from));
             }
-            Event::Disks(disks) => self.disks = disks,
+            Event::Disks(disks, mounts) => (self.disks, self.mounts) = (disks, mounts),
+            Event::Remove(remove) => self.storage.remove_orphans(*remove),
             Event::Volumes | Event::End(_) => {}
             Event::Tick => {
                 news = false;
@@ -222,6 +229,7 @@ impl Node {
             replicas: self.storage.replicas(),
             engines: self.volumes.status(),
             disks: self.disks.iter().map(disk_message).collect(),
+            mounts: self.mounts.iter().map(mount_message).collect(),
             history: self
                 .store
                 .desired()
@@ -268,7 +276,7 @@ async fn ended(ending: &mut watch::Receiver<Option<Ending>>) -> Ending {
     }
 }
 
-async fn watch_disks(looks: Looks, disks: mpsc::Sender<Vec<Disk>>) {
+async fn watch_disks(looks: Looks, disks: mpsc::Sender<(Vec<Disk>, Vec<Mount>)>) {
     let mut said = String::new();
     let mut interval = tokio::time::interval(DISKS_LOOK);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -277,7 +285,7 @@ async fn watch_disks(looks: Looks, disks: mpsc::Sender<Vec<Disk>>) {
         match disk::list(looks).await {
             Ok(found) => {
                 said.clear();
-                if disks.send(found).await.is_err() {
+                if disks.send((found, mounts().await)).await.is_err() {
                     return;
                 }
             }
@@ -289,6 +297,27 @@ async fn watch_disks(looks: Looks, disks: mpsc::Sender<Vec<Disk>>) {
                 }
             }
         }
+    }
+}
+
+/// The file systems that could hold pools; none while one of them hangs.
+async fn mounts() -> Vec<Mount> {
+    let listed = tokio::task::spawn_blocking(mounts::list);
+    match tokio::time::timeout(DISKS_LOOK, listed).await {
+        Ok(Ok(Ok(mounts))) => mounts,
+        other => {
+            tracing::debug!(?other, "the mounted file systems cannot be listed");
+            Vec::new()
+        }
+    }
+}
+
+fn mount_message(mount: &Mount) -> proto::Mount {
+    proto::Mount {
+        path: mount.path.clone(),
+        filesystem: mount.filesystem.clone(),
+        capacity_bytes: mount.capacity,
+        free_bytes: mount.free,
     }
 }
 
@@ -307,8 +336,12 @@ fn disk_message(disk: &Disk) -> proto::Disk {
 /// The status less what changes all the time.
 fn without_numbers(status: &proto::Status) -> proto::Status {
     let mut status = status.clone();
+    for mount in &mut status.mounts {
+        mount.free_bytes = 0;
+    }
     for pool in &mut status.pools {
         pool.free_bytes = 0;
+        pool.metadata_used_bytes = 0;
     }
     for replica in &mut status.replicas {
         replica.allocated_bytes = 0;

@@ -107,6 +107,8 @@ pub struct Ends {
     pub asks: mpsc::Receiver<Ask>,
     /// Where the desired state goes.
     pub desired: mpsc::Sender<proto::Desired>,
+    /// Where it goes what is to be removed of what belongs to nothing.
+    pub removals: mpsc::Sender<proto::RemoveOrphans>,
 }
 
 /// The session's task.
@@ -325,6 +327,12 @@ impl Session {
                 .await
                 .map_err(|_| SessionError::AgentEnds),
             Some(FromController::Answer(answer)) => self.answered(&answer),
+            Some(FromController::RemoveOrphans(remove)) => self
+                .ends
+                .removals
+                .send(remove)
+                .await
+                .map_err(|_| SessionError::AgentEnds),
             // A message of a later release.
             None => Ok(()),
         }

@@ -16,8 +16,9 @@ use tokio::time::Instant;
 
 use super::copies::{CopyKey, CopyWish, Found, WantedCopy};
 use super::desired::{Desired, WantedReplica, Wish};
-use super::keeper::{Keeper, PoolReport, Search, Work};
+use super::keeper::{Keeper, PoolReport, Search, Task, Work};
 use super::known::{Known, KnownChange, KnownError, KnownPool};
+use crate::pool::orphans::{Orphan, Wanted};
 use crate::pool::{Kind, Opener, PoolSpec};
 use crate::replicas::{About, ReplicaReport, ReplicaSpec, ReplicaState, Server};
 
@@ -64,6 +65,8 @@ struct Slot {
     again: bool,
     leaving: bool,
     last: Option<Result<Box<PoolReport>, String>>,
+    /// What is to be removed of what belongs to nothing.
+    remove: Vec<String>,
     /// What is in it that nobody asked for; while that is wanted to be known, and once it was looked for.
     search: Option<Search>,
 }
@@ -164,7 +167,12 @@ impl Storage {
 
     /// Starts the job of a pool, or notes that it has to run again.
     fn start(&mut self, name: &str) {
-        let (work, copies) = (self.work(name), self.copies(name));
+        let task = Task {
+            work: self.work(name),
+            copies: self.copies(name),
+            wanted: self.wanted(),
+            remove: Vec::new(),
+        };
         let opener = Opener {
             node: self.node.clone(),
             cluster: self.desired.cluster.clone(),
@@ -177,6 +185,10 @@ impl Storage {
         let Some(mut keeper) = slot.keeper.take() else {
             slot.again = true;
             return;
+        };
+        let task = Task {
+            remove: std::mem::take(&mut slot.remove),
+            ..task
         };
         slot.since = Instant::now();
         slot.again = false;
@@ -195,7 +207,7 @@ impl Storage {
                 keeper.retire();
                 Outcome::Retired
             } else {
-                let looked = keeper.look(&spec, &boot, &opener, &work, &copies).map(Box::new);
+                let looked = keeper.look(&spec, &boot, &opener, &task).map(Box::new);
                 let search = known.and_then(|known| keeper.search(&known));
                 Outcome::Looked(looked, search)
             };
@@ -206,6 +218,28 @@ impl Storage {
                 outcome,
             }));
         });
+    }
+
+    /// All that belongs to something, while that is known: a catalogue that was restored does not know all.
+    fn wanted(&self) -> Option<Wanted> {
+        (!self.desired.keep).then(|| Wanted {
+            replicas: self.desired.replicas.keys().copied().collect(),
+            copies: self.desired.copies.keys().copied().collect(),
+        })
+    }
+
+    /// Has removed what belongs to nothing. Not before the desired state is known that whoever asks knows.
+    pub fn remove_orphans(&mut self, asked: proto::RemoveOrphans) {
+        let known = asked.history == self.desired.history && asked.revision <= self.desired.revision;
+        let Some(slot) = self.pools.get_mut(&asked.pool).filter(|_| known) else {
+            tracing::warn!(
+                pool = asked.pool,
+                "what is to be removed there is not looked at: the desired state is another"
+            );
+            return;
+        };
+        slot.remove = asked.names;
+        self.start(&asked.pool);
     }
 
     fn work(&self, pool: &str) -> BTreeMap<Key, Work> {
@@ -444,6 +478,8 @@ impl Storage {
                         status.free_bytes = report.usage.free;
                         status.metadata_capacity_bytes = report.usage.metadata_capacity;
                         status.metadata_used_bytes = report.usage.metadata_used;
+                        status.checked = report.orphans.is_some();
+                        status.orphans = report.orphans.iter().flatten().map(orphan).collect();
                         // Satellites of one machine see the same boot id.
                         status.filesystem = format!("{}/{:x}", self.boot, report.usage.device);
                         report.snapshots.name().clone_into(&mut status.snapshots);
@@ -607,6 +643,14 @@ fn copy_status(
     status
 }
 
+fn orphan(from: &Orphan) -> proto::Orphan {
+    proto::Orphan {
+        name: from.name.clone(),
+        what: from.what.to_owned(),
+        bytes: from.bytes,
+    }
+}
+
 fn told(about: &About, pool: &str) -> proto::Stored {
     proto::Stored {
         fence_epoch: about.fence.0,
@@ -647,6 +691,7 @@ impl Slot {
             again: false,
             leaving: false,
             last: None,
+            remove: Vec::new(),
             search: None,
         }
     }

@@ -13,6 +13,8 @@ pub mod disk;
 mod drive;
 pub mod lvm;
 pub mod marker;
+pub mod mounts;
+pub mod orphans;
 pub mod probe;
 pub mod replica;
 

@@ -8,11 +8,15 @@ use std::os::unix::fs::FileTypeExt as _;
 use stor_replication::disk::{BITS, PAGE, PageId};
 use stor_replication::range::REGION;
 
-use super::ReplicaSpec;
+use super::{ReplicaSpec, thin};
+use crate::pool::backing::Room;
 
 /// Makes room for `spec.size` bytes in a replica that has `from`, durably. May take a while: not for the data thread.
 //= docs/replication.md#G3
 pub(super) fn grow(spec: &ReplicaSpec, from: u64) -> io::Result<()> {
+    if let Room::Thin(room) = &spec.room {
+        thin::grow(spec, room).map_err(io::Error::other)?;
+    }
     grow_data(spec)?;
     // Zeroes where the dirty map goes on: a bit that is set for the first time must not have to find space. Nobody
     // has written there before the superblock has the new size.
@@ -33,7 +37,7 @@ fn grow_data(spec: &ReplicaSpec) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(&spec.data)?;
     let kind = fs::metadata(&spec.data)?.file_type();
     if kind.is_block_device() {
-        // Its pool makes it larger; here it is only seen whether it has.
+        // LVM has made it larger; here it is seen whether the kernel knows.
         let has = (&file).seek(SeekFrom::End(0))?;
         if has < spec.size {
             let what = format!("{} has {has} bytes yet", spec.data.display());

@@ -63,6 +63,16 @@ fn restore(room: &ThinRoom, copy: &Path, name: &str, size: u64) -> Result<(), Th
     }
 }
 
+/// Makes a replica's data as large as its volume is to be.
+pub(super) fn grow(spec: &ReplicaSpec, room: &ThinRoom) -> Result<(), ThinError> {
+    let name = ThinRoom::name(spec.volume, spec.replica, Part::Data);
+    match room.named(&name)? {
+        Some(lv) => room.extend(&lv, spec.size),
+        // Its absence is found out about by whoever writes to it.
+        None => Ok(()),
+    }
+}
+
 /// Of the pool's space, this part must be left for a snapshot to be begun: see [`super::snapshot`].
 const RESERVE: u64 = 20;
 

@@ -2,7 +2,8 @@
 
 use super::{Client, Error, EventStream, Filter, MAX_PAGES, wish};
 use crate::objects::{
-    CatalogueInfo, Class, Controller, Disk, Event, Node, Page, Pool, Replica, Status, Tombstone, Volume,
+    CatalogueInfo, Class, Controller, Disk, Event, Mount, Node, Orphan, Page, Pool, Replica, Status,
+    Tombstone, Volume,
 };
 
 impl Client {
@@ -34,6 +35,16 @@ impl Client {
     /// Block devices, of one node or all.
     pub async fn disks(&self, filter: &Filter) -> Result<Vec<Disk>, Error> {
         self.list("/api/v1/disks", filter).await
+    }
+
+    /// File systems that could hold pools, of one node or all.
+    pub async fn mounts(&self, filter: &Filter) -> Result<Vec<Mount>, Error> {
+        self.list("/api/v1/mounts", filter).await
+    }
+
+    /// What is in pools and belongs to nothing, of one node or all.
+    pub async fn orphans(&self, filter: &Filter) -> Result<Vec<Orphan>, Error> {
+        self.list("/api/v1/orphans", filter).await
     }
 
     /// Pools: one entry for each pool on each node.

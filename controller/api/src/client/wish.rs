@@ -7,8 +7,8 @@ use reqwest::Method;
 use serde::Serialize;
 
 use crate::objects::{
-    AttachmentSpec, ClassSpec, NodeChange, NodeSpec, PoolChange, PoolSpec, ReplicaSpec, VolumeAdoption,
-    VolumeChange, VolumeSpec,
+    AttachmentSpec, ClassSpec, NodeChange, NodeSpec, OrphanRemoval, PoolChange, PoolSpec, ReplicaSpec,
+    VolumeAdoption, VolumeChange, VolumeSpec,
 };
 
 /// A change somebody wants.
@@ -37,6 +37,12 @@ pub enum Wish<'a> {
         name: &'a str,
         node: &'a str,
         force: bool,
+    },
+    /// Remove what belongs to nothing.
+    RemoveOrphans {
+        name: &'a str,
+        node: &'a str,
+        removal: &'a OrphanRemoval,
     },
     /// Make a class.
     CreateClass(&'a ClassSpec),
@@ -115,6 +121,12 @@ impl Wish<'_> {
                 format!("pools/{}/nodes/{}", segment(name), segment(node)),
                 None,
                 *force,
+            ),
+            Self::RemoveOrphans { name, node, removal } => (
+                Method::POST,
+                format!("pools/{}/nodes/{}/remove-orphans", segment(name), segment(node)),
+                body(removal),
+                false,
             ),
             Self::CreateClass(spec) => (Method::POST, "classes".to_owned(), body(spec), false),
             Self::DeleteClass { name } => (Method::DELETE, format!("classes/{}", segment(name)), None, false),

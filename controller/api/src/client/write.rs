@@ -2,8 +2,8 @@
 
 use super::{Client, Error, Wish};
 use crate::objects::{
-    Attachment, AttachmentSpec, Class, ClassSpec, Node, NodeChange, NodeSpec, Plan, Pool, PoolChange,
-    PoolSpec, ReplicaSpec, Volume, VolumeAdoption, VolumeChange, VolumeSpec,
+    Attachment, AttachmentSpec, Class, ClassSpec, Node, NodeChange, NodeSpec, OrphanRemoval, Plan, Pool,
+    PoolChange, PoolSpec, ReplicaSpec, Volume, VolumeAdoption, VolumeChange, VolumeSpec,
 };
 
 impl Client {
@@ -40,6 +40,13 @@ impl Client {
     /// Takes a pool away from one node; with `force` also when the node still has to remove something there.
     pub async fn delete_pool(&self, name: &str, node: &str, force: bool) -> Result<(), Error> {
         self.send_delete(&Wish::DeletePool { name, node, force }).await
+    }
+
+    /// Has the node remove what belongs to nothing; done when [`Client::orphans`] does not tell of it any more.
+    pub async fn remove_orphans(&self, name: &str, node: &str, removal: &OrphanRemoval) -> Result<(), Error> {
+        self.send_unit(&Wish::RemoveOrphans { name, node, removal })
+            .await
+            .map(drop)
     }
 
     /// Makes a class.

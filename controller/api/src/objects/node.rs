@@ -103,6 +103,21 @@ pub struct Transport {
     pub remedy: String,
 }
 
+/// A file system of a node on which a pool could be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Mount {
+    /// Node.
+    pub node: String,
+    /// Where it is mounted.
+    pub path: String,
+    /// `xfs`, `ext4`.
+    pub filesystem: String,
+    /// Bytes.
+    pub capacity_bytes: u64,
+    /// Bytes free.
+    pub free_bytes: u64,
+}
+
 /// A block device of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Disk {

@@ -101,8 +101,34 @@ pub struct Pool {
     pub snapshots: String,
     /// Replicas here.
     pub replicas: u64,
+    /// Its node has looked through it for what belongs to nothing.
+    #[serde(default)]
+    pub checked: bool,
     /// Catalogue revision of its last change.
     pub revision: u64,
+}
+
+/// Something in a pool that belongs to no replica or snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Orphan {
+    /// Node.
+    pub node: String,
+    /// Pool.
+    pub pool: String,
+    /// Name within the pool.
+    pub name: String,
+    /// What it is.
+    pub what: String,
+    /// Bytes it has.
+    pub bytes: u64,
+}
+
+/// What is to be removed of that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OrphanRemoval {
+    /// Names within the pool.
+    pub names: Vec<String>,
 }
 
 /// A named template for volumes.

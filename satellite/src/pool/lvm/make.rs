@@ -7,6 +7,9 @@
 //! VG/POOL without replicas ──► VG (stor.making) ──► VG without POOL ──► no VG ──► disks without a trace of LVM
 //! ```
 
+use std::io;
+use std::path::Path;
+
 use uuid::Uuid;
 
 use super::report::{self, Group, Lv};
@@ -116,8 +119,7 @@ fn make_group(room: &ThinRoom, thin: &Thin, whose: &[String], disks: &[Disk]) ->
             why,
             "a disk is wiped"
         );
-        let wiped = stor_device::blockdev::wipe(device.path.as_ref(), WIPED);
-        wiped.map_err(|source| ThinError::Wipe {
+        wipe_ends(device.path.as_ref()).map_err(|source| ThinError::Wipe {
             path: device.path.clone(),
             source,
         })?;
@@ -133,6 +135,14 @@ fn make_group(room: &ThinRoom, thin: &Thin, whose: &[String], disks: &[Disk]) ->
     arguments.extend(thin.devices.iter().map(|device| device.path.as_str()));
     Ok(room.lvm.change("vgcreate", &arguments)?)
 }
+
+/// Overwrites both ends of a disk that nobody uses.
+pub(super) fn wipe_ends(disk: &Path) -> io::Result<()> {
+    stor_device::blockdev::wipe(disk, WIPED)
+}
+
+/// How a disk is wiped: [`wipe_ends`], but in tests, whose disks are none.
+pub(super) type Wipe<'a> = &'a dyn Fn(&Path) -> io::Result<()>;
 
 /// The disk at a path, if it is still the one that was chosen.
 fn check<'a>(device: &Device, disks: &'a [Disk]) -> Result<&'a Disk, ThinError> {
@@ -295,7 +305,7 @@ fn sign(room: &ThinRoom, spec: &PoolSpec, opener: &Opener) -> Result<Uuid, ThinE
 
 /// Gives an empty thin pool back. One that Stor made is removed with its volume group, so that its disks are unused
 /// again; of another one only our tags go. What was cut short is done by doing it again.
-pub(super) fn unmake(room: &ThinRoom) -> Result<(), ThinError> {
+pub(super) fn unmake(room: &ThinRoom, wipe: Wipe<'_>) -> Result<(), ThinError> {
     let Some(group) = report::group(&room.lvm, &room.group)? else {
         return Ok(());
     };
@@ -303,7 +313,7 @@ pub(super) fn unmake(room: &ThinRoom) -> Result<(), ThinError> {
     let others = |lv: &&Lv| lv.name != room.pool && !is_hidden(&lv.name);
     let full = format!("{}/{}", room.group, room.pool);
     if group.has(MADE) && !all.iter().any(|lv| others(&lv)) {
-        return remove_group(room, &group, all.iter().any(|lv| is_pool(lv, room)));
+        return remove_group(room, &group, all.iter().any(|lv| is_pool(lv, room)), wipe);
     }
     let Some(lv) = all.iter().find(|lv| is_pool(lv, room)) else {
         return Ok(());
@@ -323,7 +333,7 @@ pub(super) fn unmake(room: &ThinRoom) -> Result<(), ThinError> {
     Ok(room.lvm.change("lvchange", &arguments)?)
 }
 
-fn remove_group(room: &ThinRoom, group: &Group, has_pool: bool) -> Result<(), ThinError> {
+fn remove_group(room: &ThinRoom, group: &Group, has_pool: bool, wipe: Wipe<'_>) -> Result<(), ThinError> {
     let disks: Vec<_> = report::disks(&room.lvm)?
         .into_iter()
         .filter(|(_, of)| *of == group.name)
@@ -340,7 +350,12 @@ fn remove_group(room: &ThinRoom, group: &Group, has_pool: bool) -> Result<(), Th
     let mut arguments: Vec<&str> = Vec::new();
     arguments.extend(disks.iter().map(String::as_str));
     // What is left of it otherwise is the label of a disk in no group, which is taken for an unused one.
-    Ok(room.lvm.change("pvremove", &arguments)?)
+    room.lvm.change("pvremove", &arguments)?;
+    // The label is gone; what it said of volumes is still there to be read.
+    for path in disks {
+        wipe(path.as_ref()).map_err(|source| ThinError::Wipe { path, source })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

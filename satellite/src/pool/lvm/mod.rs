@@ -528,7 +528,7 @@ impl Backing for ThinPool {
             return Ok(false);
         }
         tracing::debug!(pool = self.name, "the thin pool is given up");
-        make::unmake(&self.room)?;
+        make::unmake(&self.room, &make::wipe_ends)?;
         Ok(true)
     }
 }

@@ -22,7 +22,7 @@ use super::report::{self, Fill, Lv, Mapped};
 use super::run::Lvm;
 
 /// On everything that is ours.
-pub(super) const OURS: &str = "stor";
+pub const OURS: &str = "stor";
 const READY: &str = "stor.ready";
 const DELETED: &str = "stor.deleted";
 
@@ -305,6 +305,15 @@ pub fn owner(name: &str) -> Option<(VolumeId, ReplicaId, Part)> {
     words.next().is_none().then_some((volume, replica, part))
 }
 
+/// Whose copy for which snapshot a volume is, by its name.
+pub fn owner_of_copy(name: &str) -> Option<(VolumeId, SnapshotId, ReplicaId)> {
+    let mut words = name.strip_prefix("stor.")?.split('.');
+    let volume = VolumeId(Uuid::try_parse(words.next()?).ok()?);
+    let snapshot = SnapshotId(Uuid::try_parse(words.next()?.strip_prefix('s')?).ok()?);
+    let replica = ReplicaId(words.next()?.strip_prefix('r')?.parse().ok()?);
+    words.next().is_none().then_some((volume, snapshot, replica))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,6 +326,12 @@ mod tests {
             assert_eq!(owner(&name), Some((volume, replica, part)), "{name}");
             assert!(name.len() <= 54, "{name}");
         }
+        let snapshot = SnapshotId(Uuid::from_u128(3));
+        let copy = ThinRoom::copy_name(volume, snapshot, replica);
+        assert_eq!(
+            (owner(&copy), owner_of_copy(&copy)),
+            (None, Some((volume, snapshot, replica)))
+        );
         for other in [
             "thin",
             "stor.x.r1.data",

@@ -207,7 +207,7 @@ fn a_pool_whose_making_hangs_is_made_by_doing_it_again() {
 fn a_pool_whose_end_was_cut_short_anywhere_leaves_nothing() {
     let before = |room: &ThinRoom| assert_ne!(make(room, &thin(), &disk(None, false)).unwrap(), Uuid::nil());
     let steps = at_each_step(&["before", "after"], before, |room| {
-        make::unmake(room)?;
+        make::unmake(room, &|_| Ok(()))?;
         // The label of a disk in no group counts as an unused disk; it is the only thing that may be left.
         let idle = report::disks(&room.lvm)?;
         for (path, _) in idle {
@@ -309,7 +309,7 @@ fn what_is_not_ours_is_left_alone() {
         "it is ours from then on"
     );
     // Given back, the group stays, with a pool that says nothing of us.
-    make::unmake(&room).unwrap();
+    make::unmake(&room, &|_| Ok(())).unwrap();
     let mut left = machine.state();
     left.retain(|line| !line.ends_with("full: error"));
     assert_eq!(left, before);
