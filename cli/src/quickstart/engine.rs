@@ -25,17 +25,17 @@ pub(crate) struct Engine {
 
 /// Every engine of the cluster in `dir` that has a block device.
 pub(crate) fn with_device(dir: &Path) -> Vec<Engine> {
-    let loops = loops(Path::new("/sys/block"));
+    let devices = devices(Path::new("/sys/block"));
     let find = |pid: i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let (volume, node) = volume_and_node(&line, dir)?;
-        let (number, _) = loops.iter().find(|(_, file)| is_of(file, &volume))?;
+        let (name, _) = devices.iter().find(|(_, of)| is_of(of, &volume))?;
         Some(Engine {
             pid,
             volume,
             node,
-            device: PathBuf::from(format!("/dev/loop{number}")),
-            users: users(*number),
+            device: PathBuf::from(format!("/dev/{name}")),
+            users: users(name),
         })
     };
     process::all(dir).into_iter().filter_map(find).collect()
@@ -60,43 +60,57 @@ fn volume_and_node(line: &[u8], dir: &Path) -> Option<(String, String)> {
     Some((volume, node))
 }
 
-/// Loop devices and the files they show; those on no file are left out.
-fn loops(block: &Path) -> Vec<(u32, PathBuf)> {
+/// Loop devices and the files they show, nbd devices of volumes and the volumes' ids; others are left out.
+fn devices(block: &Path) -> Vec<(String, PathBuf)> {
     let entries = fs::read_dir(block).into_iter().flatten().flatten();
     let one = |entry: fs::DirEntry| {
-        let number = entry.file_name().to_str()?.strip_prefix("loop")?.parse().ok()?;
-        let file = fs::read(entry.path().join("loop/backing_file")).ok()?;
-        let file = std::ffi::OsStr::from_bytes(file.trim_ascii_end());
-        Some((number, PathBuf::from(file)))
+        let name = entry.file_name().into_string().ok()?;
+        let is = |kind| {
+            name.strip_prefix(kind)
+                .is_some_and(|n: &str| n.parse::<u32>().is_ok())
+        };
+        let read = |file| fs::read(entry.path().join(file)).ok();
+        let of = if is("loop") {
+            let file = read("loop/backing_file")?;
+            PathBuf::from(std::ffi::OsStr::from_bytes(file.trim_ascii_end()))
+        } else if is("nbd") {
+            // stor:VOLUME:STATE-DIRECTORY
+            let backend = String::from_utf8(read("backend")?).ok()?;
+            PathBuf::from(backend.strip_prefix("stor:")?.split(':').next()?)
+        } else {
+            return None;
+        };
+        Some((name, of))
     };
     entries.filter_map(one).collect()
 }
 
-/// Whether a file is in the FUSE mount of a volume, which is named after it.
-fn is_of(file: &Path, volume: &str) -> bool {
-    file.components().any(|part| part.as_os_str() == volume)
+/// Whether a device is of a volume: the id of an nbd device, or a file in the FUSE mount, which is named after it.
+fn is_of(of: &Path, volume: &str) -> bool {
+    of.components().any(|part| part.as_os_str() == volume)
 }
 
-/// What is mounted from a loop device, stacked on it, or has it open, as far as it can be seen.
-fn users(number: u32) -> Vec<String> {
+/// What is mounted from a device, stacked on it, or has it open, as far as it can be seen.
+fn users(name: &str) -> Vec<String> {
+    let number = fs::read_to_string(format!("/sys/block/{name}/dev")).unwrap_or_default();
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut users = mounts(&mountinfo, number);
-    let holders = fs::read_dir(format!("/sys/block/loop{number}/holders"));
+    let mut users = mounts(&mountinfo, number.trim());
+    let holders = fs::read_dir(format!("/sys/block/{name}/holders"));
     users.extend(holders.into_iter().flatten().flatten().filter_map(|holder| {
         let name = holder.file_name().into_string().ok()?;
         Some(format!("/dev/{name} is on it"))
     }));
     if users.is_empty() {
-        users = openers(Path::new(&format!("/dev/loop{number}")));
+        users = openers(Path::new(&format!("/dev/{name}")));
     }
     users
 }
 
-fn mounts(mountinfo: &str, number: u32) -> Vec<String> {
-    let wanted = format!("7:{number}");
+/// `number`: major and minor, as in the kernel's list.
+fn mounts(mountinfo: &str, number: &str) -> Vec<String> {
     let place = |line: &str| {
         let mut fields = line.split(' ').skip(2);
-        (fields.next()? == wanted).then_some(())?;
+        (fields.next()? == number).then_some(())?;
         Some(format!("mounted on {}", fields.nth(1)?))
     };
     mountinfo.lines().filter_map(place).collect()
@@ -139,20 +153,28 @@ mod tests {
     fn a_mount_is_told_by_the_number_of_its_device() {
         let info =
             "30 1 7:3 / /mnt/db rw - ext4 /dev/loop3 rw\n31 1 7:33 / /mnt/x rw - ext4 /dev/loop33 rw\n";
-        assert_eq!(mounts(info, 3), ["mounted on /mnt/db"]);
-        assert!(mounts(info, 4).is_empty());
+        assert_eq!(mounts(info, "7:3"), ["mounted on /mnt/db"]);
+        assert!(mounts(info, "7:4").is_empty());
     }
 
     #[test]
-    fn loop_devices_are_told_by_the_file_they_show() {
+    fn devices_are_told_by_the_file_they_show_or_by_whose_they_are() {
         let block = tempfile::tempdir().unwrap();
-        for name in ["loop3/loop", "loop4", "sda"] {
+        for name in ["loop3/loop", "loop4", "sda", "nbd0", "nbd1", "nbd2"] {
             fs::create_dir_all(block.path().join(name)).unwrap();
         }
         let file = format!("/d/k1/fuse/{ID}/volume");
         fs::write(block.path().join("loop3/loop/backing_file"), format!("{file}\n")).unwrap();
-        let found = loops(block.path());
-        assert_eq!(found, [(3, PathBuf::from(file))]);
-        assert!(is_of(&found[0].1, ID) && !is_of(&found[0].1, "0191d5b4"));
+        fs::write(block.path().join("nbd1/backend"), format!("stor:{ID}:/d/k1\n")).unwrap();
+        fs::write(block.path().join("nbd2/backend"), "another's\n").unwrap();
+        let mut found = devices(block.path());
+        found.sort();
+        let expected = [("loop3".into(), file.into()), ("nbd1".into(), ID.into())];
+        assert_eq!(found, expected);
+        assert!(
+            found
+                .iter()
+                .all(|(_, of)| is_of(of, ID) && !is_of(of, "0191d5b4"))
+        );
     }
 }

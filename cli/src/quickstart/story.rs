@@ -230,7 +230,7 @@ async fn elsewhere(
     let node = node.ok_or_else(|| Failure::new(Exit::NotFound, "there is no storage node"))?;
     let ask = AttachmentSpec {
         node: node.name.clone(),
-        transport: Some(medium.transport().to_owned()),
+        transport: medium.transport(),
         read_only: true,
         force: false,
     };

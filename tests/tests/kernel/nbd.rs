@@ -226,3 +226,40 @@ fn fio_verifies_every_block_while_engines_are_killed_and_one_is_too_slow() -> an
         },
     )
 }
+
+#[test]
+fn an_agent_killed_at_any_moment_leaves_one_device_or_none() -> anyhow::Result<()> {
+    with(
+        "nbd::an_agent_killed_at_any_moment_leaves_one_device_or_none",
+        |cluster| {
+            let volume = Volume::create(cluster, "db1", volume::SIZE, &["s1", "s2"])?;
+            for after in [0, 100, 200, 400, 800] {
+                let killed = || {
+                    std::thread::sleep(Duration::from_millis(after));
+                    cluster.kill(&[CLIENT])?;
+                    cluster.start_again(&[CLIENT])
+                };
+                let wish = volume::wish(CLIENT, "nbd", false);
+                cluster.run(cluster.client().attach("db1", &wish))?;
+                killed()?;
+                let device = volume.wait_attached(CLIENT)?.device;
+                let there = backends()?;
+                ensure!(
+                    there.len() == 1 && Path::new(&device).exists(),
+                    "{device}: {there:?}"
+                );
+                cluster.run(cluster.client().detach("db1", CLIENT, false))?;
+                killed()?;
+                wait::until(wait::LONG, "it is detached", || {
+                    Ok(volume.shown()?.attachments.is_empty())
+                })?;
+                let left = backends()?;
+                ensure!(
+                    left.is_empty() && !Path::new(&device).exists(),
+                    "left after {after} ms: {left:?}"
+                );
+            }
+            volume.copies_are_equal()
+        },
+    )
+}

@@ -25,7 +25,7 @@ const UNMOUNT_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CanMount(());
 
-/// Whether it can. `node` is the client node, whose probe has looked at FUSE and loop devices.
+/// Whether it can. `node` is the client node, whose probe has looked at nbd, FUSE and loop devices.
 pub(crate) fn can_mount(node: &Node) -> Option<CanMount> {
     let device = node.transports.iter().any(|t| t.name != "socket" && t.available);
     let programs = ["mkfs.ext4", "mount", "umount"]
@@ -109,10 +109,11 @@ impl Medium {
         }
     }
 
-    pub(crate) fn transport(&self) -> &'static str {
+    /// The transport to ask for; the node's best gives a device where there can be one.
+    pub(crate) fn transport(&self) -> Option<String> {
         match self {
-            Self::Mounted { .. } => "fuse",
-            Self::Nbd { .. } => "socket",
+            Self::Mounted { .. } => None,
+            Self::Nbd { .. } => Some("socket".to_owned()),
         }
     }
 
