@@ -23,8 +23,9 @@ const CONTROLLER_DEADLINE: Duration = Duration::from_mins(1);
 /// A satellite is connected within this time, the heartbeat that a restarted leader waits for included.
 const NODE_DEADLINE: Duration = Duration::from_mins(1);
 const POOL_DEADLINE: Duration = Duration::from_secs(30);
-/// A daemon that is not seen for this long has ended; one that is just becoming our program is not seen either.
-const GONE: Duration = Duration::from_secs(2);
+/// A daemon that is not seen for this long has ended. One that is just becoming our program is not seen either, which
+/// takes seconds where the program has to be read from a busy disk.
+const GONE: Duration = Duration::from_secs(8);
 
 /// See the module.
 #[derive(Debug)]

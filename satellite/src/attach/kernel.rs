@@ -253,7 +253,8 @@ impl Devices for KernelDevices {
     fn connect(&self, volume: VolumeId, wish: &NbdWish) -> Result<(PathBuf, u32), DeviceError> {
         // As in `attach`.
         self.link_path(&wish.name)?;
-        let device = self.nbd.connect(volume, wish)?;
+        let unlink = |path: &Path| self.unlink_all(&[path.to_owned()]);
+        let device = self.nbd.connect(volume, wish, &unlink)?;
         Ok((self.link(volume, &wish.name, &device.path())?, device.index))
     }
 
@@ -272,7 +273,8 @@ impl Devices for KernelDevices {
     }
 
     fn take_down(&self, volume: VolumeId, name: &str, force: bool) -> Result<(), DeviceError> {
-        let mut gone = self.nbd.take_down(volume, force)?;
+        let unlink = |path: &Path| self.unlink_all(&[path.to_owned()]);
+        self.nbd.take_down(volume, force, &unlink)?;
         let devices = self.loops(volume)?;
         for device in &devices {
             match loopdev::detach(device.number) {
@@ -287,7 +289,7 @@ impl Devices for KernelDevices {
             }
         }
         self.unlink(volume, name)?;
-        gone.extend(devices.into_iter().map(|device| device.path));
+        let gone: Vec<_> = devices.into_iter().map(|device| device.path).collect();
         self.unlink_all(&gone)?;
         let at = self.paths.mount_point(volume);
         if self.is_mounted(volume)? {

@@ -10,7 +10,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
@@ -138,8 +138,14 @@ impl NbdDevices {
         })
     }
 
-    /// Connects the volume's device, or a new one, to the engine that listens now.
-    pub(super) fn connect(&self, volume: VolumeId, wish: &NbdWish) -> Result<Device, DeviceError> {
+    /// Connects the volume's device, or a new one, to the engine that listens now. `unlink`: as in
+    /// [`NbdDevices::take_down`].
+    pub(super) fn connect(
+        &self,
+        volume: VolumeId,
+        wish: &NbdWish,
+        unlink: &dyn Fn(&Path) -> Result<(), DeviceError>,
+    ) -> Result<Device, DeviceError> {
         let backend = self.backend(volume);
         let path = self.paths.nbd_socket(volume);
         let mut flags = 0;
@@ -163,7 +169,7 @@ impl NbdDevices {
                 // It was taken down, and somebody still has it open. It is not to be revived.
                 Err(error) => {
                     tracing::warn!(%volume, device = %device.path().display(), %error, "the device is beyond help");
-                    self.take_down(volume, true)?;
+                    self.take_down(volume, true, unlink)?;
                 }
             }
         }
@@ -196,8 +202,14 @@ impl NbdDevices {
         Ok(device)
     }
 
-    /// Takes the volume's devices down. Returns their nodes.
-    pub(super) fn take_down(&self, volume: VolumeId, force: bool) -> Result<Vec<PathBuf>, DeviceError> {
+    /// Takes the volume's devices down. `unlink` takes away the names of a node, before its device goes: nothing
+    /// else would tell the next agent of them if this one were killed in between.
+    pub(super) fn take_down(
+        &self,
+        volume: VolumeId,
+        force: bool,
+        unlink: &dyn Fn(&Path) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
         let devices = self.find(volume)?;
         for device in &devices {
             let (path, name) = (device.path(), format!("nbd{}", device.index));
@@ -214,6 +226,7 @@ impl NbdDevices {
                 })?;
                 Some(claimed.ok_or_else(busy)?)
             };
+            unlink(&path)?;
             let mut control = Control::open().map_err(|error| failed(&error))?;
             control.disconnect(device.index).map_err(|error| failed(&error))?;
             if let Some(claim) = claim {
@@ -228,7 +241,7 @@ impl NbdDevices {
             // The device was the engine's client, and is no more.
             crate::engine::forget_guest(&self.paths.control_socket(volume));
         }
-        Ok(devices.iter().map(Device::path).collect())
+        Ok(())
     }
 }
 
