@@ -300,7 +300,8 @@ impl World {
             }
             (Request::Write { fua, .. } | Request::Zero { fua, .. }, Ok(_)) => {
                 self.unanswered.remove(&op);
-                self.oracle.write_ends(at, op, *fua);
+                let counts = epoch >= self.promised;
+                self.oracle.write_ends(at, op, *fua, counts);
             }
             (Request::Flush, Ok(_)) => {
                 let open = self

@@ -7,6 +7,7 @@ use stor_replication::ids::ConfigSeq;
 
 use super::aims::Moment;
 use super::disk::BLOCK;
+use super::oracle::OPEN;
 use super::rng::Rng;
 use super::world::{CONTROLLER, Doom, MS, NODES, SECOND, SIZE, VOLUME, Victim, What, World};
 
@@ -377,6 +378,7 @@ impl World {
                 disk.broken = true;
                 // Its next flush may lose what was not flushed.
                 self.nodes[node].wiped = self.moment;
+                self.nodes[node].reopened = OPEN;
                 self.nodes[node].ever_wiped = true;
                 self.ever_wiped = true;
                 self.note_lost();

@@ -27,6 +27,8 @@ struct Value {
     last_begin: u64,
     /// From here on it can't take effect any more, if it has not.
     closed: u64,
+    /// When it was answered by an engine that no replica had been told to refuse.
+    answered: u64,
     /// Survives the loss of every cache.
     flushed: bool,
     /// Latest end of an operation on it, and the latest begin of those a flush covered: what was read after
@@ -64,6 +66,7 @@ impl Oracle {
                 flushed: true,
                 last_end: 0,
                 durable_begin: 0,
+                answered: OPEN,
                 never: false,
             }]
         })
@@ -88,17 +91,22 @@ impl Oracle {
                 flushed: false,
                 last_end: 0,
                 durable_begin: at,
+                answered: OPEN,
                 never,
             });
         }
         self.writes.insert(write, blocks.collect());
     }
 
-    pub(crate) fn write_ends(&mut self, at: u64, write: u64, fua: bool) {
+    /// `counts`: by an engine that no replica had been told to refuse.
+    pub(crate) fn write_ends(&mut self, at: u64, write: u64, fua: bool, counts: bool) {
         for block in self.writes.remove(&write).unwrap_or_default() {
             for value in self.block(block).iter_mut().filter(|value| value.write == write) {
                 value.first_end = value.first_end.min(at.min(value.closed.max(value.begun)));
                 value.flushed |= fua;
+                if counts {
+                    value.answered = at;
+                }
                 value.last_end = value.last_end.max(at);
             }
         }
@@ -183,20 +191,18 @@ impl Oracle {
     }
 
     /// A guest that began at `since` lives after every member had lost its cache at `lost` or later: of what was begun before,
-    /// only what was flushed, or what that guest has read, is certain.
-    pub(crate) fn caches_lost(&mut self, lost: u64, since: u64, at: u64) {
+    /// only what was flushed, what was answered after `until`, or what that guest has read, is certain.
+    pub(crate) fn caches_lost(&mut self, (lost, until): (u64, u64), since: u64, at: u64) {
+        let gone = |value: &Value| {
+            let answered = value.answered != OPEN && value.answered > until;
+            value.begun < lost && value.last_begin < since && !answered
+        };
         for values in self.blocks.values_mut() {
-            for value in values
-                .iter_mut()
-                .filter(|value| value.flushed && value.begun < lost && value.last_begin < since)
-            {
+            for value in values.iter_mut().filter(|value| value.flushed && gone(value)) {
                 value.last_begin = value.durable_begin;
             }
             Self::forget_old(values, at);
-            for value in values
-                .iter_mut()
-                .filter(|value| !value.flushed && value.begun < lost && value.last_begin < since)
-            {
+            for value in values.iter_mut().filter(|value| !value.flushed && gone(value)) {
                 value.first_end = OPEN;
                 value.last_begin = value.begun;
                 // Not answered, nor closed with its engine: it waits in an engine that has not served yet.

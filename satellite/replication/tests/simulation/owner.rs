@@ -5,6 +5,7 @@ use stor_replication::engine;
 use stor_replication::ids::ReplicaId;
 
 use super::aims::Moment;
+use super::oracle::OPEN;
 use super::world::{CONTROLLER, MS, SECOND, What, World};
 
 impl World {
@@ -141,7 +142,14 @@ impl World {
     /// Everything that ended before `lost` may be gone where it was not flushed: no member has kept it.
     pub(crate) fn note_lost(&mut self) {
         let lost = self.row.in_sync().map(|id| self.wiped(id)).min().unwrap_or(0);
-        self.lost = self.lost.max(lost);
+        if lost > self.lost {
+            self.lost = lost;
+            let reopened = self.row.in_sync().filter_map(|id| self.node_of(id));
+            self.lost_until = reopened
+                .map(|node| self.nodes[node].reopened)
+                .min()
+                .unwrap_or(OPEN);
+        }
         let served = self
             .engines
             .values()
@@ -150,7 +158,8 @@ impl World {
             self.lost_noted = self.lost;
             self.log(|| "caches were lost: unflushed writes may be gone".into());
             let oldest = self.snapshots.begun().unwrap_or(self.moment);
-            self.oracle.caches_lost(self.lost, self.guest_since, oldest);
+            let lost = (self.lost, self.lost_until);
+            self.oracle.caches_lost(lost, self.guest_since, oldest);
         }
     }
 

@@ -10,6 +10,7 @@ use stor_replication::wire::{Kind, Status};
 
 use super::aims::Moment;
 use super::disk::Disk;
+use super::oracle::OPEN;
 use super::world::{Dir, LINEAGE, MS, Packet, SECOND, SIZE, Satellite, VOLUME, Victim, What, World};
 
 /// A disk with a replica just made on it. One that was never a member holds rubbish.
@@ -139,6 +140,12 @@ impl World {
                 let satellite = self.nodes[node].satellite.as_mut().unwrap();
                 if header.kind == Kind::Open && header.status == Status::Ok {
                     satellite.promised = satellite.promised.max(header.view.epoch);
+                    self.promised = self.promised.max(header.view.epoch);
+                    let moment = self.tick();
+                    let place = &mut self.nodes[node];
+                    if !place.store.as_ref().is_some_and(|(_, disk)| disk.broken) {
+                        place.reopened = place.reopened.min(moment);
+                    }
                     self.moment(Moment::Promise);
                 }
                 let satellite = self.nodes[node].satellite.as_ref().unwrap();
@@ -326,6 +333,7 @@ impl World {
         place.satellite = None;
         place.boot = self.rng.next();
         place.wiped = moment;
+        place.reopened = OPEN;
         place.ever_wiped = true;
         if let Some((_, disk)) = &mut place.store {
             disk.crash(&mut self.rng);

@@ -152,6 +152,8 @@ pub(crate) struct Node {
     pub(crate) starting: bool,
     /// When its replica last lost acknowledged writes, since it joined.
     pub(crate) wiped: u64,
+    /// When an engine was first let in after that; what was answered since it has.
+    pub(crate) reopened: u64,
     pub(crate) ever_wiped: bool,
     /// When the last flush of its disk began.
     pub(crate) flush_begun: u64,
@@ -238,6 +240,10 @@ pub(crate) struct World {
     pub(crate) serving: Epoch,
     /// What ended before this moment and was not flushed may be gone on every member.
     pub(crate) lost: u64,
+    /// Unless it was answered after this moment: then a member had it that had lost its cache before.
+    pub(crate) lost_until: u64,
+    /// Highest epoch any replica promised to serve.
+    pub(crate) promised: Epoch,
     /// Up to which moment losing caches was noted with the oracle.
     pub(crate) lost_noted: u64,
     /// When the guest that is served now was first served.
@@ -302,6 +308,7 @@ impl World {
                 satellite: None,
                 starting: false,
                 wiped: 0,
+                reopened: 0,
                 ever_wiped: false,
                 flush_begun: 0,
             };
@@ -364,6 +371,8 @@ impl World {
             unanswered: BTreeMap::new(),
             acking: Epoch(0),
             serving: Epoch(0),
+            lost_until: 0,
+            promised: Epoch(0),
             lost: 0,
             lost_noted: 0,
             guest_since: 0,
