@@ -10,7 +10,7 @@ use stor_api::name::{self, Kind};
 use stor_api::size;
 
 use crate::failure::{Exit, Failure};
-use crate::{class, completion, controller, disk, event, node, pool, quickstart, replica, volume};
+use crate::{class, completion, controller, disk, event, node, pool, quickstart, replica, snapshot, volume};
 
 const AFTER_HELP: &str = "\
 Exit status: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 not authorised, 6 unreachable, 7 timed out.
@@ -143,6 +143,11 @@ pub(crate) enum Noun {
     Replica {
         #[command(subcommand)]
         verb: replica::ReplicaVerb,
+    },
+    /// What volumes held at one moment
+    Snapshot {
+        #[command(subcommand)]
+        verb: snapshot::SnapshotVerb,
     },
     /// The controllers themselves
     Controller {
@@ -437,6 +442,14 @@ mod tests {
             "volume detach db1",
             "volume detach db1 --node k1",
             "volume delete db1 --yes --no-wait --dry-run",
+            "volume create db2 --from-snapshot db1@a --replicas 3",
+            "volume create db2 --from-volume db1",
+            "volume delete db1 --snapshots --yes",
+            "snapshot create db1@a db2@a --timeout 1m",
+            "snapshot list --volume db1",
+            "snapshot describe db1@a",
+            "snapshot delete db1@a --yes",
+            "snapshot rollback db1@a --yes",
             "controller list",
             "controller remove c3",
             "controller transfer-leader c2",

@@ -72,6 +72,19 @@ pub(crate) fn classes() -> ArgValueCandidates {
     })
 }
 
+/// Completes snapshots.
+pub(crate) fn snapshots() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        ask(async |c| {
+            let all = c.snapshots(&Filter::default()).await?;
+            Ok(all
+                .into_iter()
+                .map(|one| format!("{}@{}", one.volume, one.name))
+                .collect())
+        })
+    })
+}
+
 /// Completes names of controllers.
 pub(crate) fn controllers() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {

@@ -20,6 +20,7 @@ mod output;
 mod pool;
 mod quickstart;
 mod replica;
+mod snapshot;
 mod status;
 mod table;
 mod volume;
@@ -68,6 +69,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Noun::Disk { verb } => disk::run(&Context::new(&global)?, verb).await,
         Noun::Pool { verb } => Box::pin(pool::run(&Context::new(&global)?, verb)).await,
         Noun::Class { verb } => Box::pin(class::run(&Context::new(&global)?, verb)).await,
+        Noun::Snapshot { verb } => Box::pin(snapshot::run(&Context::new(&global)?, verb)).await,
         Noun::Volume { verb } => Box::pin(volume::run(&Context::new(&global)?, verb)).await,
         Noun::Replica { verb } => Box::pin(replica::run(&Context::new(&global)?, verb)).await,
         Noun::Controller { verb } => Box::pin(controller::run(&Context::new(&global)?, verb)).await,

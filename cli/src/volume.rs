@@ -2,13 +2,14 @@
 
 use clap::Subcommand;
 use stor_api::client::{Client, Filter, Wish};
-use stor_api::objects::{Volume, VolumeSpec, VolumeState};
+use stor_api::objects::{Plan, RestoreSpec, Volume, VolumeSpec, VolumeState};
 use stor_api::size;
 
 use crate::args::{self, VolumeSize};
 use crate::completion;
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
+use crate::snapshot;
 use crate::wait::{self, Look};
 
 mod adopt;
@@ -46,6 +47,9 @@ pub(crate) enum VolumeVerb {
         /// attached, its engine is cut off
         #[arg(long)]
         force: bool,
+        /// Its snapshots, too
+        #[arg(long)]
+        snapshots: bool,
     },
     /// Make a volume larger; it may be in use
     Resize {
@@ -71,8 +75,17 @@ pub(crate) struct CreateArgs {
     #[arg(value_parser = args::volume_name)]
     name: String,
     /// Its size: 10Gi, 500Mi, 1T; from 1Mi to 64Ti, rounded up to a multiple of 4096 bytes
-    #[arg(value_parser = args::volume_size, allow_negative_numbers = true)]
-    size: VolumeSize,
+    #[arg(value_parser = args::volume_size, allow_negative_numbers = true,
+        required_unless_present_any = ["from_snapshot", "from_volume"])]
+    size: Option<VolumeSize>,
+    /// Make it what a snapshot holds: at once, sharing its blocks, on the nodes that have copies
+    #[arg(long, value_name = "VOLUME@NAME", add = completion::snapshots(), value_parser = snapshot::existing,
+        conflicts_with_all = ["size", "from_volume", "class", "pool", "tag", "spread", "together"])]
+    from_snapshot: Option<snapshot::Name>,
+    /// Make it what another volume holds at this moment
+    #[arg(long, value_name = "VOLUME", add = completion::volumes(), value_parser = args::existing,
+        conflicts_with_all = ["size", "class", "pool", "tag", "spread", "together"])]
+    from_volume: Option<String>,
     /// Class whose values fill what is not given here
     #[arg(long, add = completion::classes(), value_parser = args::existing)]
     class: Option<String>,
@@ -111,18 +124,81 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             context.out.list(volumes, &none, shown::table)
         }
         VolumeVerb::Describe { name } => context.out.object(&client.volume(&name).await?, shown::describe),
-        VolumeVerb::Delete { name, force } => delete::delete(context, &name, force).await,
         VolumeVerb::Resize { name, size } => resize::resize(context, &name, size).await,
+        VolumeVerb::Delete {
+            name,
+            force,
+            snapshots,
+        } => delete::delete(context, &name, force, snapshots).await,
         VolumeVerb::Adopt(args) => adopt::adopt(context, args).await,
         VolumeVerb::Attach(args) => attach::attach(context, args).await,
         VolumeVerb::Detach(args) => attach::detach(context, args).await,
     }
 }
 
+/// A volume that begins as a snapshot, or as what another volume holds now.
+async fn restore(context: &Context, args: CreateArgs) -> Result<(), Failure> {
+    let spec = RestoreSpec {
+        name: args.name,
+        replicas: args.replicas,
+        min_in_sync: args.min_in_sync,
+    };
+    let (from, temporary) = match (args.from_snapshot, args.from_volume) {
+        (Some(from), _) => (from, false),
+        (None, Some(volume)) => {
+            if context.dry_run {
+                let step = format!("make volume {} of what volume {volume} holds then", spec.name);
+                let (steps, placement) = (vec![step], Vec::new());
+                return context.out.plan(&Plan { steps, placement });
+            }
+            snapshot::needs_waiting(context)?;
+            (snapshot::of_volume(context, &volume, &spec.name).await?, true)
+        }
+        (None, None) => return Err(Failure::new(Exit::Usage, "the size of the volume is missing")),
+    };
+    let wish = Wish::Restore {
+        volume: &from.volume,
+        name: &from.name,
+        spec: &spec,
+    };
+    if context.planned(&wish).await? {
+        return Ok(());
+    }
+    let made = async {
+        let volume = context.client.restore(&from.volume, &from.name, &spec).await?;
+        if context.no_wait {
+            return Ok(volume);
+        }
+        created(context, &spec.name).await
+    };
+    let made: Result<Volume, Failure> = made.await;
+    if temporary {
+        snapshot::remove(context, &from).await?;
+    }
+    context.out.object(&made?, |volume| {
+        let nodes: Vec<&str> = volume.replicas.iter().map(|r| r.node.as_str()).collect();
+        let (name, size) = (&volume.name, size::format(volume.size_bytes));
+        let of = if temporary {
+            from.volume.clone()
+        } else {
+            from.to_string()
+        };
+        let how = if context.no_wait {
+            "is being created"
+        } else {
+            "created"
+        };
+        format!("volume {name} {how} of {of}: {size} on {}\n", nodes.join(", "))
+    })
+}
+
 async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
+    let Some(asked) = args.size else {
+        return restore(context, args).await;
+    };
     let spec = VolumeSpec {
         name: args.name,
-        size_bytes: args.size.bytes,
+        size_bytes: asked.bytes,
         class: args.class,
         replicas: args.replicas,
         pool: args.pool,
@@ -131,7 +207,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         together: args.together,
         min_in_sync: args.min_in_sync,
     };
-    if let Some(asked) = args.size.rounded_from {
+    if let Some(asked) = asked.rounded_from {
         context.out.remark(&format!(
             "{asked} bytes are rounded up to {}, a multiple of {}",
             spec.size_bytes,

@@ -9,9 +9,11 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use stor_proto::satellite::{Disk, EngineStatus, Mount, PoolStatus, ReplicaStatus, Status};
+use stor_proto::satellite::{
+    Disk, EngineStatus, Mount, PoolStatus, ReplicaStatus, SnapshotCopyStatus, Status,
+};
 use stor_replication::catalogue::VolumeRow;
-use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, View, VolumeId};
+use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, SnapshotId, View, VolumeId};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -45,6 +47,8 @@ pub struct Heard {
     pub replicas: HashMap<(VolumeId, ReplicaId), ReplicaStatus>,
     /// Engines.
     pub engines: HashMap<VolumeId, EngineStatus>,
+    /// Copies of snapshots.
+    pub copies: HashMap<(SnapshotId, ReplicaId), SnapshotCopyStatus>,
     /// Block devices.
     pub disks: Vec<Disk>,
     /// File systems that could hold pools.
@@ -76,6 +80,14 @@ impl Heard {
                 .engines
                 .into_iter()
                 .filter_map(|engine| Some((id(&engine.volume_id)?, engine)))
+                .collect(),
+            copies: status
+                .snapshots
+                .into_iter()
+                .filter_map(|copy| {
+                    let id = Uuid::from_str(&copy.snapshot_id).ok().map(SnapshotId)?;
+                    Some(((id, ReplicaId(copy.replica)), copy))
+                })
                 .collect(),
             disks: status.disks,
             mounts: status.mounts,
@@ -149,6 +161,11 @@ impl Observations {
     /// What a node that is online reports of a replica.
     pub fn replica(&self, node: &str, volume: VolumeId, replica: ReplicaId) -> Option<&ReplicaStatus> {
         self.node(node)?.replicas.get(&(volume, replica))
+    }
+
+    /// What a node that is online reports of a copy of a snapshot.
+    pub fn copy(&self, node: &str, snapshot: SnapshotId, replica: ReplicaId) -> Option<&SnapshotCopyStatus> {
+        self.node(node)?.copies.get(&(snapshot, replica))
     }
 
     /// A node whose replica has stored a view above the row's: the catalogue lost entries, for instance by being

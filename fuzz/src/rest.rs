@@ -17,6 +17,8 @@ pub(crate) fn bodies(input: &[u8]) {
     body::<objects::PoolChange>(input);
     body::<objects::ClassSpec>(input);
     body::<objects::VolumeSpec>(input);
+    body::<objects::SnapshotsSpec>(input);
+    body::<objects::RestoreSpec>(input);
     body::<objects::VolumeAdoption>(input);
     body::<objects::AttachmentSpec>(input);
 }

@@ -18,6 +18,7 @@ pub mod nemesis;
 pub mod network;
 pub mod ports;
 pub mod process;
+pub mod reflink;
 pub mod registers;
 pub mod skip;
 pub mod vm;

@@ -1,28 +1,48 @@
 //! `storctl volume delete`.
 
 use stor_api::client::{Error, Filter, Wish};
-use stor_api::objects::{Tombstone, TombstoneState, Volume};
+use stor_api::objects::{Plan, Tombstone, TombstoneState, Volume};
 use stor_api::size;
 
 use super::attach::cut_off;
 use crate::context::Context;
 use crate::failure::{Exit, Failure};
 use crate::output::{Done, confirm, width};
+use crate::snapshot;
 use crate::table::{Column, Table};
 use crate::wait::{self, Look};
 
-pub(super) async fn delete(context: &Context, name: &str, force: bool) -> Result<(), Failure> {
-    if context.planned(&Wish::DeleteVolume { name, force }).await? {
+pub(super) async fn delete(
+    context: &Context,
+    name: &str,
+    force: bool,
+    snapshots: bool,
+) -> Result<(), Failure> {
+    let kept = if snapshots {
+        kept(context, name).await?
+    } else {
+        Vec::new()
+    };
+    if kept.is_empty() && context.planned(&Wish::DeleteVolume { name, force }).await? {
         return Ok(());
     }
     // Its id tells what is left of it from what is left of others that had the name.
-    let volume = if force || !context.yes {
+    let volume = if force || !(context.yes || context.dry_run) {
         Some(context.client.volume(name).await?)
     } else {
         None
     };
-    if let Some(volume) = volume.as_ref().filter(|_| !context.yes) {
-        confirm_loss(volume, force)?;
+    if let Some(volume) = volume.as_ref().filter(|_| !context.yes && !context.dry_run) {
+        confirm_loss(volume, force, kept.len())?;
+    }
+    if context.dry_run {
+        let mut steps: Vec<String> = kept.iter().map(|one| format!("delete snapshot {one}")).collect();
+        steps.push(format!("delete volume {name}"));
+        let placement = Vec::new();
+        return context.out.plan(&Plan { steps, placement });
+    }
+    for one in &kept {
+        snapshot::remove(context, one).await?;
     }
     context.client.delete_volume(name, force).await?;
     if let Some(volume) = volume.filter(|_| force) {
@@ -41,13 +61,29 @@ pub(super) async fn delete(context: &Context, name: &str, force: bool) -> Result
     )
 }
 
-fn confirm_loss(volume: &Volume, force: bool) -> Result<(), Failure> {
+async fn kept(context: &Context, name: &str) -> Result<Vec<snapshot::Name>, Failure> {
+    let filter = Filter {
+        node: None,
+        volume: Some(name.to_owned()),
+    };
+    let found = context.client.snapshots(&filter).await?;
+    let named = found.into_iter().map(|one| snapshot::Name {
+        volume: one.volume,
+        name: one.name,
+    });
+    Ok(named.collect())
+}
+
+fn confirm_loss(volume: &Volume, force: bool, snapshots: usize) -> Result<(), Failure> {
     let name = &volume.name;
     let size = size::format(volume.size_bytes);
     let mut question = format!(
         "Volume {name} ({size}) and its {} replicas are deleted.",
         volume.replicas.len()
     );
+    if snapshots > 0 {
+        question = format!("{question} Its {snapshots} snapshots are deleted, too.");
+    }
     if force {
         for attachment in &volume.attachments {
             question = format!("{question} {}", cut_off(attachment));

@@ -1,10 +1,13 @@
 //! How volumes are shown to people.
 
+use std::time::Duration;
+
 use stor_api::objects::{Attachment, AttachmentState, Replica, ReplicaState, Volume, VolumeState};
 use stor_api::size;
 
 use crate::output::width;
 use crate::table::{Cell, Column, Fields, Table, Tone};
+use crate::wait::seconds;
 
 fn state(state: VolumeState) -> Cell {
     let (word, tone) = match state {
@@ -259,6 +262,17 @@ fn counters(attachment: &Attachment) -> String {
         .field("  Flushes", c.flushes.to_string())
         .field("  Resynced", size::format(c.resynced_bytes))
         .field("  Repaired", size::format(c.repaired_bytes));
+    if c.held_last_us > 0 {
+        let held = |us: u64| seconds(Duration::from_millis(us.div_ceil(1000)));
+        let (last, longest) = (held(c.held_last_us), held(c.held_longest_us));
+        fields.field(
+            "  Snapshots",
+            format!(
+                "{}; writes held for {last} the last time, {longest} at most",
+                c.snapshots
+            ),
+        );
+    }
     fields.render()
 }
 
@@ -316,6 +330,7 @@ mod tests {
                     flushes: 3,
                     resynced_bytes: 1 << 20,
                     repaired_bytes: 0,
+                    ..Counters::default()
                 },
             }],
             created: "2026-01-01T00:00:00.5Z".into(),

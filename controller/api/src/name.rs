@@ -39,6 +39,8 @@ pub enum Kind {
     Class,
     /// A volume.
     Volume,
+    /// A snapshot.
+    Snapshot,
     /// A controller.
     Controller,
 }
@@ -50,6 +52,7 @@ impl fmt::Display for Kind {
             Self::Pool => "pool",
             Self::Class => "class",
             Self::Volume => "volume",
+            Self::Snapshot => "snapshot",
             Self::Controller => "controller",
         })
     }

@@ -7,10 +7,14 @@ use utoipa::ToSchema;
 
 mod node;
 mod pool;
+mod snapshot;
 mod volume;
 
 pub use node::{Disk, Mount, Node, NodeChange, NodeKind, NodeLeaving, NodeSpec, NodeState, Transport};
 pub use pool::{Class, ClassSpec, Orphan, OrphanRemoval, Pool, PoolChange, PoolSpec, PoolState};
+pub use snapshot::{
+    RestoreSpec, Snapshot, SnapshotCopy, SnapshotCopyState, SnapshotSpec, SnapshotState, SnapshotsSpec,
+};
 pub use volume::{
     Attachment, AttachmentSpec, AttachmentState, Counters, Deletion, PlacementVerdict, Plan, Replica,
     ReplicaSpec, ReplicaState, Tombstone, TombstoneState, Volume, VolumeAdoption, VolumeChange, VolumeSpec,

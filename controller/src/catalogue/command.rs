@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use stor_replication::catalogue::Change;
-use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, SnapshotId, View, VolumeId};
 use stor_right::PublicKey;
 use uuid::Uuid;
 
@@ -142,6 +142,43 @@ pub enum Action {
         #[serde(default)]
         force: Option<ForcedDelete>,
     },
+    /// Snapshots of one moment: all become ready, or none.
+    CreateSnapshots {
+        /// Identity of the batch, made by the proposer.
+        batch: Uuid,
+        /// Which.
+        snapshots: Vec<NewSnapshot>,
+    },
+    /// Every engine of the batch holds its writes.
+    GoSnapshots {
+        /// The batch.
+        batch: Uuid,
+    },
+    /// They take too long, or can't be made.
+    FailSnapshots {
+        /// The batch.
+        batch: Uuid,
+        /// In words.
+        why: String,
+    },
+    /// Marks a snapshot and its copies for removal.
+    DeleteSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Revision.
+        expect: Option<u64>,
+    },
+    /// What a node reported of copies that are being removed.
+    CopiesObserved {
+        /// Reporting node; copies of others are ignored.
+        node: String,
+        /// Were to be removed and are gone.
+        gone: Vec<(SnapshotId, ReplicaId)>,
+    },
+    /// A volume that begins as a snapshot.
+    RestoreSnapshot(Restore),
+    /// A detached volume becomes what a snapshot of it holds.
+    RollBack(RollBack),
     /// What a node reported of replicas that are being made or removed.
     ReplicasObserved {
         /// Reporting node; replicas of others are ignored.
@@ -242,6 +279,43 @@ pub enum Leaving {
     Drain,
     /// It is gone: its replicas are replaced.
     Lost,
+}
+
+/// See [`Action::CreateSnapshots`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewSnapshot {
+    /// Identity, made by the proposer.
+    pub id: SnapshotId,
+    /// Volume, by name.
+    pub volume: String,
+    /// Name.
+    pub name: String,
+}
+
+/// See [`Action::RestoreSnapshot`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Restore {
+    /// The volume to be made, with the snapshot's size.
+    pub new: NewVolume,
+    /// What of.
+    pub snapshot: SnapshotId,
+    /// For each placement, whose copy in that pool it begins as; `None`: it gets everything by a resync.
+    pub copies: Vec<Option<ReplicaId>>,
+}
+
+/// See [`Action::RollBack`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RollBack {
+    /// The volume.
+    pub volume: VolumeId,
+    /// To what.
+    pub snapshot: SnapshotId,
+    /// Epoch the proposer saw: nobody attached it since.
+    pub expect: Epoch,
+    /// New history of its data.
+    pub lineage: Lineage,
+    /// Copies on nodes that are there, by the replicas that made them.
+    pub copies: Vec<ReplicaId>,
 }
 
 /// See [`Action::BeginHistory`].

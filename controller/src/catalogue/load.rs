@@ -425,6 +425,8 @@ pub enum Which<'a> {
     Attached,
     /// Without an owner, and not clean or with a stale replica.
     Unhealed,
+    /// Without an owner, and a snapshot of it is to be made.
+    Snapping,
     /// Attached to be healed.
     Healing,
     /// Whose engine is asked to end.
@@ -447,6 +449,7 @@ pub async fn volumes_which(conn: &mut SqliteConnection, which: Which<'_>) -> Res
         Which::On(node) => sqlx::query_scalar(sql::VOLUME_IDS_ON).bind(node),
         Which::Attached => sqlx::query_scalar(sql::VOLUME_IDS_ATTACHED),
         Which::Unhealed => sqlx::query_scalar(sql::VOLUME_IDS_UNHEALED),
+        Which::Snapping => sqlx::query_scalar(sql::VOLUME_IDS_SNAPPING),
         Which::Healing => sqlx::query_scalar(sql::VOLUME_IDS_HEALING),
         Which::Detaching => sqlx::query_scalar(sql::VOLUME_IDS_DETACHING),
         Which::Doubted => sqlx::query_scalar(sql::VOLUME_IDS_DOUBTED),

@@ -45,6 +45,8 @@ pub enum Kind {
     Class,
     /// A block device.
     Volume,
+    /// A moment of a volume that was kept; named `VOLUME@NAME`.
+    Snapshot,
     /// The right to use a volume.
     Attachment,
     /// The whole.
@@ -61,6 +63,7 @@ impl Kind {
             Self::Pool => "pool",
             Self::Class => "class",
             Self::Volume => "volume",
+            Self::Snapshot => "snapshot",
             Self::Attachment => "attachment",
             Self::Cluster => "cluster",
             Self::Controller => "controller",

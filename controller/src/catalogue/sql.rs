@@ -94,6 +94,9 @@ statements! {
     VOLUME_IDS_UNHEALED = "SELECT id FROM volumes WHERE clean = 0 AND owner IS NULL \
         UNION SELECT r.volume FROM replicas r JOIN volumes v ON v.id = r.volume \
         WHERE (r.in_sync = 0 OR r.leaving = 1) AND v.owner IS NULL";
+    /// Detached volumes of which a snapshot is to be made.
+    VOLUME_IDS_SNAPPING = "SELECT s.volume FROM snapshots s JOIN volumes v ON v.id = s.volume \
+        WHERE s.phase = 'creating' AND v.owner IS NULL";
     VOLUME_IDS_HEALING = "SELECT volume FROM attachments WHERE purpose = 'healing'";
     VOLUME_IDS_DETACHING = "SELECT volume FROM attachments WHERE detaching = 1";
     VOLUME_IDS_LEAVING = "SELECT DISTINCT volume FROM replicas WHERE leaving = 1";
@@ -149,6 +152,44 @@ statements! {
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
     DELETE_TOMBSTONE = "DELETE FROM tombstones WHERE volume = ? AND replica = ?";
 
+    SNAPSHOT_IDS = "SELECT id FROM snapshots ORDER BY queued, id";
+    SNAPSHOT_IDS_MOVING = "SELECT id FROM snapshots WHERE phase NOT IN ('ready', 'failed') \
+        UNION SELECT snapshot FROM snapshot_copies WHERE phase = 'deleting'";
+    SNAPSHOT_IDS_OF = "SELECT id FROM snapshots WHERE volume = ?";
+    SNAPSHOT_IDS_NAMED = "SELECT id FROM snapshots WHERE volume_name = ?";
+    SNAPSHOT_IDS_ON = "SELECT snapshot FROM snapshot_copies WHERE node = ?1 \
+        UNION SELECT s.id FROM snapshots s JOIN volumes v ON v.id = s.volume WHERE v.owner = ?1";
+    SNAPSHOT_IDS_BATCH = "SELECT id FROM snapshots WHERE batch = ?";
+    /// `?` is a JSON list of ids.
+    SNAPSHOTS = "SELECT s.id, s.volume, s.volume_name, s.name, s.size, s.phase, s.reason, s.batch, s.go, s.queued, \
+        s.created, s.revision, (SELECT COUNT(*) FROM snapshots b WHERE b.batch = s.batch) AS batch_size \
+        FROM snapshots s WHERE s.id IN (SELECT value FROM json_each(?)) ORDER BY s.queued, s.id";
+    /// `?` is a JSON list of ids.
+    SNAPSHOT_COPIES = "SELECT snapshot, replica, node, pool, phase FROM snapshot_copies \
+        WHERE snapshot IN (SELECT value FROM json_each(?)) ORDER BY snapshot, replica";
+    INSERT_SNAPSHOT = "INSERT INTO snapshots (id, volume, volume_name, name, size, phase, reason, batch, go, queued, \
+        created, revision) VALUES (?, ?, ?, ?, ?, 'creating', '', ?, 0, ?, ?, ?)";
+    INSERT_SNAPSHOT_COPY = "INSERT INTO snapshot_copies (snapshot, replica, node, pool, phase) \
+        VALUES (?, ?, ?, ?, 'creating')";
+    UPDATE_SNAPSHOT = "UPDATE snapshots SET phase = ?, reason = ?, revision = ? WHERE id = ?";
+    /// After a restore: what was being made may have become ready since, and is not made again in its place.
+    KEEP_SNAPSHOT_COPIES = "UPDATE snapshot_copies SET phase = 'ready' WHERE phase = 'creating'";
+    FAIL_SNAPSHOTS = "UPDATE snapshots SET phase = 'failed', reason = ?, revision = ? \
+        WHERE phase IN ('creating', 'taken')";
+    SNAPSHOTS_GO = "UPDATE snapshots SET go = 1, revision = ? WHERE batch = ?";
+    UPDATE_SNAPSHOT_COPY = "UPDATE snapshot_copies SET phase = ? WHERE snapshot = ? AND replica = ?";
+    DELETE_SNAPSHOT_COPY = "DELETE FROM snapshot_copies WHERE snapshot = ? AND replica = ?";
+    DELETE_SNAPSHOT = "DELETE FROM snapshots WHERE id = ?";
+    /// The second `?` is a pool, or NULL for all.
+    COUNT_COPIES = "SELECT COUNT(*) FROM snapshot_copies WHERE node = ?1 AND (?2 IS NULL OR pool = ?2)";
+    DELETE_COPIES_AT = "DELETE FROM snapshot_copies WHERE node = ?1 AND (?2 IS NULL OR pool = ?2)";
+    SOURCES_ON = "SELECT volume, replica, source_snapshot, source_volume, source_replica FROM replicas \
+        WHERE node = ? AND phase = 'creating' AND source_snapshot IS NOT NULL";
+    SOURCE_USERS = "SELECT COUNT(*) FROM replicas WHERE phase = 'creating' AND source_snapshot = ?";
+    SET_SOURCE = "UPDATE replicas SET source_snapshot = ?, source_volume = ?, source_replica = ? \
+        WHERE volume = ? AND replica = ?";
+    SET_VOLUME_SOURCE = "UPDATE volumes SET source = ? WHERE id = ?";
+    VOLUME_SOURCE = "SELECT source FROM volumes WHERE id = ?";
     SET_ATTACHMENT = "INSERT INTO attachments (volume, transport, read_only, purpose, detaching) \
         VALUES (?, ?, ?, ?, 0) ON CONFLICT (volume) DO UPDATE SET transport = excluded.transport, \
         read_only = excluded.read_only, purpose = excluded.purpose, detaching = 0";

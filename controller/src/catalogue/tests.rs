@@ -22,6 +22,7 @@ mod dump;
 mod forced;
 mod objects;
 mod replicas;
+mod snapshots;
 mod view;
 
 use dump::{dump, nothing};

@@ -34,6 +34,8 @@ pub(super) struct Healing {
     quiet: BTreeMap<VolumeId, Quiet>,
     /// Nodes taken for lost: their replicas are not waited for.
     pub(super) gone: BTreeSet<String>,
+    /// Of these a snapshot is to be made, which needs an engine.
+    snapping: BTreeSet<VolumeId>,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,12 @@ struct Quiet {
 }
 
 impl Healing {
+    /// Volumes of which a snapshot is to be made: a detached one gets an engine for it at once, which stays until it
+    /// is made.
+    pub(super) fn wait_for(&mut self, snapping: BTreeSet<VolumeId>) {
+        self.snapping = snapping;
+    }
+
     /// Which engines to start and which to stop.
     pub(super) fn decide(
         &mut self,
@@ -87,7 +95,8 @@ impl Healing {
         }
         let mut actions = Vec::new();
         for volume in unhealed {
-            let Some(node) = healer(volume, seen, &self.gone) else {
+            let snapping = self.snapping.contains(&volume.row.volume);
+            let Some(node) = healer(volume, seen, &self.gone, snapping) else {
                 continue;
             };
             let need = self.needs.entry(volume.row.volume).or_insert(Need {
@@ -102,7 +111,7 @@ impl Healing {
                 need.pause = (need.pause * 2).min(LONGEST_PAUSE);
             }
             let load = busy.entry(node.clone()).or_default();
-            if now < need.start || *load >= PER_NODE {
+            if (now < need.start && !snapping) || *load >= PER_NODE {
                 continue;
             }
             *load += 1;
@@ -171,7 +180,8 @@ impl Healing {
                 return false;
             }
         }
-        if !engine.syncing.is_empty() || waiting(volume, seen) || lets_go(volume, seen) {
+        let copies = !engine.syncing.is_empty() || waiting(volume, seen) || lets_go(volume, seen);
+        if copies || self.snapping.contains(&id) {
             self.quiet.remove(&id);
             return false;
         }
@@ -216,15 +226,16 @@ fn lets_go(volume: &Volume, seen: &Observations) -> bool {
 }
 
 /// The node that should heal a volume, when there is something to heal and it can be done.
-fn healer(volume: &Volume, seen: &Observations, gone: &BTreeSet<String>) -> Option<String> {
-    if volume.phase != VolumePhase::Available || volume.row.owner.is_some() || volume.row.replicas.len() < 2 {
+fn healer(volume: &Volume, seen: &Observations, gone: &BTreeSet<String>, snapping: bool) -> Option<String> {
+    let alone = volume.row.replicas.len() < 2 && !snapping;
+    if volume.phase != VolumePhase::Available || volume.row.owner.is_some() || alone {
         return None;
     }
     if volume.doubt || seen.ahead_of(&volume.row).is_some() {
         return None;
     }
     let unequal = !volume.row.clean && volume.row.in_sync().count() > 1;
-    if !unequal && !waiting(volume, seen) {
+    if !unequal && !snapping && !waiting(volume, seen) {
         return None;
     }
     let mut first = None;

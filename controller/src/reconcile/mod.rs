@@ -12,6 +12,7 @@ pub mod emptying;
 #[cfg(test)]
 mod emptying_tests;
 mod healing;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 
@@ -26,10 +27,12 @@ use tokio::sync::watch;
 use crate::catalogue::Action;
 use crate::catalogue::load::{self, Which};
 use crate::catalogue::row::{Node, Volume};
+use crate::catalogue::snapshot;
 use crate::cluster::{Cluster, Look, Trouble};
 use crate::observed::Observations;
 use crate::plan;
 use healing::Healing;
+use snapshots::Batches;
 
 /// Even when nothing moves, time does: nodes go offline by silence.
 const TICK: Duration = Duration::from_secs(1);
@@ -52,14 +55,14 @@ pub async fn run(cluster: Arc<Cluster>) {
 
 async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
     let (mut applied, mut reports) = (cluster.raft.applied(), cluster.observed.changes());
-    let mut healing = Healing::default();
+    let (mut healing, mut batches) = (Healing::default(), Batches::default());
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         applied.borrow_and_update();
         reports.borrow_and_update();
         let settled = cluster.settled();
-        match actions(cluster, settled, &mut healing).await {
+        match actions(cluster, settled, &mut healing, &mut batches).await {
             Ok(actions) => propose(cluster, actions).await,
             Err(error) => tracing::error!(error = %error, "looking for work failed"),
         }
@@ -77,7 +80,12 @@ async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
 }
 
 /// All there is to do now.
-async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Result<Vec<Action>, Trouble> {
+async fn actions(
+    cluster: &Cluster,
+    settled: bool,
+    healing: &mut Healing,
+    batches: &mut Batches,
+) -> Result<Vec<Action>, Trouble> {
     let mut look = cluster.look_local().await?;
     let moving = load::moving(look.rows()).await?;
     let unready = load::pools_unready(look.rows()).await?;
@@ -85,7 +93,14 @@ async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Res
     let mut detaching = load::volumes_which(look.rows(), Which::Detaching).await?;
     let leaving = load::volumes_which(look.rows(), Which::Leaving).await?;
     let growing = load::volumes_which(look.rows(), Which::Growing).await?;
-    let unhealed = load::volumes_which(look.rows(), Which::Unhealed).await?;
+    let mut unhealed = load::volumes_which(look.rows(), Which::Unhealed).await?;
+    let moved = snapshot::snapshots(look.rows(), snapshot::Which::Moving).await?;
+    for volume in load::volumes_which(look.rows(), Which::Snapping).await? {
+        if !unhealed.iter().any(|known| known.row.volume == volume.row.volume) {
+            unhealed.push(volume);
+        }
+    }
+    let attached = load::volumes_which(look.rows(), Which::Attached).await?;
     let mut being_healed = load::volumes_which(look.rows(), Which::Healing).await?;
     // By a row in doubt nothing is decided.
     detaching.retain(|volume| !volume.doubt);
@@ -102,6 +117,8 @@ async fn actions(cluster: &Cluster, settled: bool, healing: &mut Healing) -> Res
         .filter(|empty| empty.lost)
         .map(|empty| empty.node.clone());
     healing.gone = gone.collect();
+    actions.extend(batches.decide(&moved, &attached, &seen, Instant::now()));
+    healing.wait_for(snapshots::wanted(&moved));
     actions.extend(healing.decide(&unhealed, &being_healed, &seen, led, Instant::now()));
     actions.extend(changes::leaving(&leaving, &seen));
     actions.extend(changes::growing(&growing, &seen));

@@ -291,6 +291,37 @@ fn healing_ends_when_nothing_was_copied_for_a_while() {
 }
 
 #[test]
+fn a_snapshot_of_a_detached_volume_gets_an_engine_at_once_and_keeps_it() {
+    let (mut healing, now) = (Healing::default(), Instant::now());
+    let mut whole = volume();
+    whole.row.replicas.retain(|id, _| *id == ReplicaId(0));
+    let decide = |healing: &mut Healing| {
+        healing.decide(
+            std::slice::from_ref(&whole),
+            &[],
+            &seen(now, Vec::new()),
+            LONG,
+            now,
+        )
+    };
+    assert!(decide(&mut healing).is_empty(), "one replica has nothing to heal");
+    healing.wait_for([id()].into());
+    assert!(is_start(&decide(&mut healing)));
+    let mut engine_at = |seconds: u32, snapping: bool| {
+        healing.wait_for(snapping.then(id).into_iter().collect());
+        let now = now + SECOND * seconds;
+        let mut running = healing_on_s1();
+        running.row.replicas.retain(|id, _| *id == ReplicaId(0));
+        let seen = seen(now, vec![engine(EngineState::Serving)]);
+        healing.decide(&[], &[running], &seen, LONG, now)
+    };
+    assert!(engine_at(1, true).is_empty());
+    assert!(engine_at(10, true).is_empty(), "it is not made yet");
+    assert!(engine_at(11, false).is_empty());
+    assert!(is_stop(&engine_at(14, false), false));
+}
+
+#[test]
 fn healing_on_a_lost_node_is_given_up_once_nodes_had_time_to_come() {
     let now = Instant::now();
     let seen = without(now, "s1");

@@ -27,6 +27,7 @@ mod place;
 mod pools;
 mod problem;
 mod replicas;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -93,6 +94,10 @@ fn documented() -> OpenApiRouter<Arc<Cluster>> {
         .routes(routes!(volumes::replicas_of, replicas::create))
         .routes(routes!(replicas::delete))
         .routes(routes!(volumes::replicas))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::get, snapshots::delete))
+        .routes(routes!(snapshots::restore))
+        .routes(routes!(snapshots::rollback))
         .routes(routes!(behind::adopt))
         .routes(routes!(behind::catalogue))
         .routes(routes!(attachments::list))

@@ -227,9 +227,12 @@ impl From<Refused> for Failure {
                 Kind::Pool => {
                     "choose another name and a directory of its own, or ask for exactly what is there"
                 }
-                Kind::Node | Kind::Class | Kind::Volume | Kind::Cluster | Kind::Controller => {
-                    "choose another name, or ask for exactly what is there"
-                }
+                Kind::Node
+                | Kind::Class
+                | Kind::Volume
+                | Kind::Snapshot
+                | Kind::Cluster
+                | Kind::Controller => "choose another name, or ask for exactly what is there",
             }),
             Refused::InUse { object, .. } => {
                 let name = &object.name;
@@ -242,6 +245,7 @@ impl From<Refused> for Failure {
                                    deleted volumes is left behind"
                         .to_owned(),
                     Kind::Volume => format!("detach it first: storctl volume detach {name}"),
+                    Kind::Snapshot => "ask again when that is done".to_owned(),
                     Kind::Class | Kind::Attachment | Kind::Cluster | Kind::Controller => String::new(),
                 })
             }

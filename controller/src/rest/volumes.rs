@@ -249,7 +249,7 @@ async fn draft(
 }
 
 /// 1 of up to 2, 2 of 3 and more.
-fn min_in_sync(wanted: Option<u8>, replicas: usize) -> Result<u8, Failure> {
+pub(super) fn min_in_sync(wanted: Option<u8>, replicas: usize) -> Result<u8, Failure> {
     match wanted {
         None => Ok(if replicas < 3 { 1 } else { 2 }),
         Some(least) if least >= 1 && usize::from(least) <= replicas => Ok(least),

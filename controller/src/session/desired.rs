@@ -7,6 +7,7 @@ use stor_replication::catalogue::{MemberState, VolumeRow};
 use super::wire::{self, Addresses};
 use crate::catalogue::load::{self, Which};
 use crate::catalogue::row::{PoolOn, ReplicaPhase, Signer, Tombstone, Volume};
+use crate::catalogue::snapshot::{self, CopyPhase, Snapshot, SnapshotPhase, Source};
 use crate::rights::Issuer;
 
 /// Loads the desired state of a node, with its rights; `None` when the node is not registered.
@@ -24,6 +25,9 @@ pub async fn load(
     let addresses = addresses(conn).await?;
     let mut desired = desired(node, row.desired, pools, &volumes, &addresses);
     desired.replicas.extend(tombstones.iter().map(removal));
+    let snapshots = snapshot::snapshots(conn, snapshot::Which::On(node)).await?;
+    let sources = snapshot::sources_on(conn, node).await?;
+    add_snapshots(&mut desired, node, &snapshots, &sources);
     desired.keys = load::signers(conn).await?.iter().map(key).collect();
     for volume in &volumes {
         let id = volume.row.volume.to_string();
@@ -43,6 +47,49 @@ pub async fn load(
         .map(|id| id.to_string())
         .unwrap_or_default();
     Ok(Some(desired))
+}
+
+/// Copies of snapshots on the node, the snapshot each of its engines is to make, and what new replicas begin as.
+fn add_snapshots(desired: &mut proto::Desired, node: &str, snapshots: &[Snapshot], sources: &[Source]) {
+    for one in snapshots {
+        let making = one.phase == SnapshotPhase::Creating;
+        for (replica, copy) in one.copies.iter().filter(|(_, copy)| copy.node == node) {
+            desired.snapshots.push(proto::SnapshotCopy {
+                volume_id: one.volume.to_string(),
+                snapshot_id: one.id.to_string(),
+                replica: replica.0,
+                pool: copy.pool.clone(),
+                may_make: making && copy.phase == CopyPhase::Creating,
+                delete: copy.phase == CopyPhase::Deleting,
+            });
+        }
+        let id = one.volume.to_string();
+        let of = |engine: &&mut proto::Engine| {
+            engine
+                .volume
+                .as_ref()
+                .is_some_and(|volume| volume.volume_id == id)
+        };
+        // They come in the order in which they were asked for: the first is made first.
+        if let Some(engine) = desired.engines.iter_mut().find(of)
+            && making
+            && engine.snapshot_id.is_empty()
+        {
+            engine.snapshot_id = one.id.to_string();
+            engine.snapshot_hold = one.holds();
+        }
+    }
+    for source in sources {
+        let (volume, number) = (source.of.0.to_string(), source.of.1.0);
+        let of = |replica: &&mut proto::Replica| replica.volume_id == volume && replica.replica == number;
+        if let Some(replica) = desired.replicas.iter_mut().find(of) {
+            replica.source = Some(proto::SnapshotSource {
+                volume_id: source.volume.to_string(),
+                snapshot_id: source.snapshot.to_string(),
+                replica: source.replica.0,
+            });
+        }
+    }
 }
 
 /// The right to the epoch of a row of `volume`, as it is told; empty for whoever does not own it.

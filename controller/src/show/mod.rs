@@ -4,6 +4,7 @@
 mod health;
 mod history;
 mod node;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod tombstone;
@@ -11,5 +12,6 @@ mod volume;
 
 pub use health::{Facts, status};
 pub use node::{class, disks, event, mounts, node, orphans, pool};
+pub use snapshot::snapshot;
 pub use tombstone::tombstone;
 pub use volume::{attachment, replicas, user_attachment, volume, volume_health};

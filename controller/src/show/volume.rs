@@ -303,6 +303,9 @@ pub fn attachment(row: &row::Volume, is: &row::Attachment, seen: &Observations) 
                 flushes: c.flushes,
                 resynced_bytes: c.resynced_bytes,
                 repaired_bytes: c.repaired_bytes,
+                snapshots: c.snapshots,
+                held_last_us: c.held_last_us,
+                held_longest_us: c.held_longest_us,
             }),
     })
 }

@@ -2,8 +2,8 @@
 
 use super::{Client, Error, EventStream, Filter, MAX_PAGES, wish};
 use crate::objects::{
-    CatalogueInfo, Class, Controller, Disk, Event, Mount, Node, Orphan, Page, Pool, Replica, Status,
-    Tombstone, Volume,
+    CatalogueInfo, Class, Controller, Disk, Event, Mount, Node, Orphan, Page, Pool, Replica, Snapshot,
+    Status, Tombstone, Volume,
 };
 
 impl Client {
@@ -87,6 +87,17 @@ impl Client {
     /// Replicas of all volumes, one volume or one node.
     pub async fn replicas(&self, filter: &Filter) -> Result<Vec<Replica>, Error> {
         self.list("/api/v1/replicas", filter).await
+    }
+
+    /// Snapshots, of one volume or all.
+    pub async fn snapshots(&self, filter: &Filter) -> Result<Vec<Snapshot>, Error> {
+        self.list("/api/v1/snapshots", filter).await
+    }
+
+    /// One snapshot.
+    pub async fn snapshot(&self, volume: &str, name: &str) -> Result<Snapshot, Error> {
+        self.get(&format!("/api/v1/{}", wish::snapshot(volume, name)))
+            .await
     }
 
     /// What is left of deleted volumes, on one node or all.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::objects::{
     AttachmentSpec, ClassSpec, NodeChange, NodeSpec, OrphanRemoval, PoolChange, PoolSpec, ReplicaSpec,
-    VolumeAdoption, VolumeChange, VolumeSpec,
+    RestoreSpec, SnapshotsSpec, VolumeAdoption, VolumeChange, VolumeSpec,
 };
 
 /// A change somebody wants.
@@ -52,6 +52,18 @@ pub enum Wish<'a> {
     CreateVolume(&'a VolumeSpec),
     /// Delete a volume.
     DeleteVolume { name: &'a str, force: bool },
+    /// Make snapshots of one moment.
+    CreateSnapshots(&'a SnapshotsSpec),
+    /// Delete a snapshot.
+    DeleteSnapshot { volume: &'a str, name: &'a str },
+    /// Make a volume of a snapshot.
+    Restore {
+        volume: &'a str,
+        name: &'a str,
+        spec: &'a RestoreSpec,
+    },
+    /// Make a volume what a snapshot of it holds.
+    RollBack { volume: &'a str, name: &'a str },
     /// Make the catalogue say of a volume what its replicas say.
     AdoptVolume {
         name: &'a str,
@@ -134,6 +146,20 @@ impl Wish<'_> {
             Self::DeleteVolume { name, force } => {
                 (Method::DELETE, format!("volumes/{}", segment(name)), None, *force)
             }
+            Self::CreateSnapshots(spec) => (Method::POST, "snapshots".to_owned(), body(spec), false),
+            Self::DeleteSnapshot { volume, name } => (Method::DELETE, snapshot(volume, name), None, false),
+            Self::Restore { volume, name, spec } => (
+                Method::POST,
+                format!("{}/restore", snapshot(volume, name)),
+                body(spec),
+                false,
+            ),
+            Self::RollBack { volume, name } => (
+                Method::POST,
+                format!("{}/rollback", snapshot(volume, name)),
+                None,
+                false,
+            ),
             Self::AdoptVolume { name, adoption } => (
                 Method::POST,
                 format!("volumes/{}/adopt", segment(name)),
@@ -208,6 +234,10 @@ impl Wish<'_> {
             body,
         }
     }
+}
+
+pub(super) fn snapshot(volume: &str, name: &str) -> String {
+    format!("snapshots/{}/{}", segment(volume), segment(name))
 }
 
 fn body<T: Serialize>(value: &T) -> Option<Vec<u8>> {

@@ -2,8 +2,9 @@
 
 use super::{Client, Error, Wish};
 use crate::objects::{
-    Attachment, AttachmentSpec, Class, ClassSpec, Node, NodeChange, NodeSpec, OrphanRemoval, Plan, Pool,
-    PoolChange, PoolSpec, ReplicaSpec, Volume, VolumeAdoption, VolumeChange, VolumeSpec,
+    Attachment, AttachmentSpec, Class, ClassSpec, Node, NodeChange, NodeSpec, OrphanRemoval, Page, Plan,
+    Pool, PoolChange, PoolSpec, ReplicaSpec, RestoreSpec, Snapshot, SnapshotsSpec, Volume, VolumeAdoption,
+    VolumeChange, VolumeSpec,
 };
 
 impl Client {
@@ -68,6 +69,26 @@ impl Client {
     /// [`Client::tombstones`] tells what its nodes still have of it.
     pub async fn delete_volume(&self, name: &str, force: bool) -> Result<(), Error> {
         self.send_delete(&Wish::DeleteVolume { name, force }).await
+    }
+
+    /// Begins to make snapshots of one moment; look at them until they are ready or failed.
+    pub async fn create_snapshots(&self, spec: &SnapshotsSpec) -> Result<Page<Snapshot>, Error> {
+        self.send(&Wish::CreateSnapshots(spec), false).await
+    }
+
+    /// Begins to delete a snapshot; it is gone when it is not found any more.
+    pub async fn delete_snapshot(&self, volume: &str, name: &str) -> Result<(), Error> {
+        self.send_delete(&Wish::DeleteSnapshot { volume, name }).await
+    }
+
+    /// Makes a volume of a snapshot; it is in state `creating` until its first replicas are there.
+    pub async fn restore(&self, volume: &str, name: &str, spec: &RestoreSpec) -> Result<Volume, Error> {
+        self.send(&Wish::Restore { volume, name, spec }, false).await
+    }
+
+    /// Makes a detached volume what a snapshot of it holds; it is in state `creating` until that is done.
+    pub async fn roll_back(&self, volume: &str, name: &str) -> Result<Volume, Error> {
+        self.send(&Wish::RollBack { volume, name }, false).await
     }
 
     /// Makes the catalogue say of a volume what its replicas say, after it was restored from an old backup.

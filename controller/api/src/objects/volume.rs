@@ -207,6 +207,15 @@ pub struct Counters {
     pub resynced_bytes: u64,
     /// Bytes copied to make members equal after an unclean end.
     pub repaired_bytes: u64,
+    /// Snapshots made.
+    #[serde(default)]
+    pub snapshots: u64,
+    /// How long writes were held for the last one, made or not: microseconds.
+    #[serde(default)]
+    pub held_last_us: u64,
+    /// The longest of these times.
+    #[serde(default)]
+    pub held_longest_us: u64,
 }
 
 /// A block device kept as replicas.

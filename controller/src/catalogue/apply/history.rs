@@ -54,6 +54,7 @@ impl Apply<'_> {
             .bind(integer(self.index))
             .execute(&mut *self.conn)
             .await?;
+        self.keep_snapshots().await?;
         self.touch_all().await?;
         let object = Object::new(Kind::Cluster, new.id.to_string());
         let message = format!(

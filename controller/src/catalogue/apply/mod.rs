@@ -5,7 +5,9 @@ mod history;
 mod node;
 mod pool;
 mod replica;
+mod restore;
 mod signer;
+mod snapshot;
 mod tombstone;
 mod view;
 mod volume;
@@ -143,6 +145,13 @@ impl Apply<'_> {
                 gone: _,
                 force: Some(force),
             } => self.delete_volume_now(name, *expect, force).await,
+            Action::CreateSnapshots { batch, snapshots } => self.create_snapshots(*batch, snapshots).await,
+            Action::GoSnapshots { batch } => self.go_snapshots(*batch).await,
+            Action::FailSnapshots { batch, why } => self.fail_snapshots(*batch, why).await,
+            Action::DeleteSnapshot { snapshot, expect } => self.delete_snapshot(*snapshot, *expect).await,
+            Action::CopiesObserved { node, gone } => self.copies_observed(node, gone).await,
+            Action::RestoreSnapshot(restore) => self.restore_snapshot(restore).await,
+            Action::RollBack(back) => self.roll_back(back).await,
             Action::ReplicasObserved { node, ready, gone } => self.replicas_observed(node, ready, gone).await,
             Action::ChangeView {
                 volume,

@@ -120,6 +120,7 @@ impl Apply<'_> {
             }
             .into());
         }
+        self.copies_left(&object, (name, None), force).await?;
         let left = self.left_on(name, None).await?;
         if !left.is_empty() && !force {
             return Err(left_behind(object, &left));

@@ -164,6 +164,7 @@ impl Apply<'_> {
             let by = format!("it holds {}", count(pool.replicas, "replica"));
             return Err(Refused::InUse { object, by }.into());
         }
+        self.copies_left(&object, (node, Some(name)), force).await?;
         let left = self.left_on(node, Some(name)).await?;
         if !left.is_empty() && !force {
             return Err(left_behind(object, &left));

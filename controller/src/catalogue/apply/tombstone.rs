@@ -50,9 +50,11 @@ impl Apply<'_> {
                 row: Box::new(volume.row.clone()),
             })?;
         }
+        let rest = self.without_snapshots(&volume).await?;
         if self.dry {
             return Ok(Outcome::Changed);
         }
+        self.remove_rest(&rest).await?;
         self.bury(&volume, force).await?;
         let mut nodes: Vec<&str> = volume.row.replicas.values().map(|m| m.node.as_str()).collect();
         nodes.sort_unstable();
@@ -68,17 +70,23 @@ impl Apply<'_> {
     /// Puts tombstones in the place of the volume.
     async fn bury(&mut self, volume: &Volume, force: &ForcedDelete) -> Done<()> {
         let id = volume.row.volume.to_string();
-        for replica in volume.row.replicas.keys() {
-            let allocated = force.allocated.iter().find(|(of, _)| of == replica);
-            self.bury_replica(volume, *replica, allocated.map(|(_, bytes)| *bytes))
-                .await?;
-        }
+        self.bury_replicas(volume, force).await?;
         for statement in [sql::DELETE_REPLICAS, sql::DELETE_ATTACHMENT, sql::DELETE_VOLUME] {
             sqlx::query(statement).bind(&id).execute(&mut *self.conn).await?;
         }
         self.touch_replica_nodes(volume).await?;
         if let Some(owner) = &volume.row.owner {
             self.touch(owner).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts tombstones in the place of its replicas.
+    pub(super) async fn bury_replicas(&mut self, volume: &Volume, force: &ForcedDelete) -> Done<()> {
+        for replica in volume.row.replicas.keys() {
+            let allocated = force.allocated.iter().find(|(of, _)| of == replica);
+            self.bury_replica(volume, *replica, allocated.map(|(_, bytes)| *bytes))
+                .await?;
         }
         Ok(())
     }

@@ -41,15 +41,15 @@ impl Apply<'_> {
             Some(_) => {}
         }
         let mut row = decide(&volume.row, change).map_err(|refusal| refused(&volume, refusal))?;
-        if let Change::SnapshotReady { snapshot, .. } | Change::SnapshotFailed { snapshot, .. } = change {
-            let snapshot = *snapshot;
-            return Err(refused(&volume, Refusal::NoSuchSnapshot { snapshot }).into());
-        }
+        let snapshot = self.check_snapshot(&volume, change).await?;
         if let Change::Add { member, .. } = change {
             row = Self::succeed(&volume, row, *member);
         }
         if self.dry {
             return Ok(Outcome::Changed);
+        }
+        if let Some(snapshot) = snapshot {
+            self.snapshot_told(&volume, &snapshot, change).await?;
         }
         let row = self.store_row(&volume, row).await?;
         self.tell(&volume, &row, change).await?;

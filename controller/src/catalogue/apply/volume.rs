@@ -1,6 +1,6 @@
 //! Volumes: made, found ready, removed.
 
-use stor_replication::catalogue::{Change, decide};
+use stor_replication::catalogue::{Change, MemberState, decide};
 use stor_replication::ids::{ReplicaId, VolumeId};
 
 use super::history::known;
@@ -46,18 +46,7 @@ impl Apply<'_> {
             return Ok(Outcome::Created);
         }
         let id = new.id.to_string();
-        sqlx::query(sql::INSERT_VOLUME)
-            .bind(&id)
-            .bind(&new.name)
-            .bind(integer(new.wish.size))
-            .bind(new.lineage.to_string())
-            .bind(new.min_in_sync)
-            .bind(&new.wish.class)
-            .bind(json(&new.wish)?)
-            .bind(self.at)
-            .bind(integer(self.index))
-            .execute(&mut *self.conn)
-            .await?;
+        self.insert_volume(new).await?;
         for (replica, placement) in (0_u32..).zip(&new.placements) {
             sqlx::query(sql::INSERT_REPLICA)
                 .bind(&id)
@@ -77,6 +66,22 @@ impl Apply<'_> {
         self.event(Weight::Info, "volume-created", &object, &message)
             .await?;
         Ok(Outcome::Created)
+    }
+
+    pub(super) async fn insert_volume(&mut self, new: &NewVolume) -> Done<()> {
+        sqlx::query(sql::INSERT_VOLUME)
+            .bind(new.id.to_string())
+            .bind(&new.name)
+            .bind(integer(new.wish.size))
+            .bind(new.lineage.to_string())
+            .bind(new.min_in_sync)
+            .bind(&new.wish.class)
+            .bind(json(&new.wish)?)
+            .bind(self.at)
+            .bind(integer(self.index))
+            .execute(&mut *self.conn)
+            .await?;
+        Ok(())
     }
 
     /// What the planner presumed of a pool must still be so.
@@ -130,9 +135,11 @@ impl Apply<'_> {
             }
             .into());
         }
+        let rest = self.without_snapshots(&volume).await?;
         if self.dry {
             return Ok(Outcome::Changed);
         }
+        self.remove_rest(&rest).await?;
         if healing && volume.row.owner.is_some() {
             let change = Change::Detach {
                 expect: volume.row.view.epoch,
@@ -227,10 +234,14 @@ impl Apply<'_> {
             .execute(&mut *self.conn)
             .await?;
         self.touch(node).await?;
-        let waits = volume
-            .places
-            .iter()
-            .any(|(other, place)| *other != replica && place.phase == ReplicaPhase::Creating);
+        // One that gets everything from the others is not waited for.
+        let begins = |id: &ReplicaId| {
+            let member = volume.row.replicas.get(id);
+            member.is_some_and(|member| member.state == MemberState::InSync)
+        };
+        let waits = volume.places.iter().any(|(other, place)| {
+            *other != replica && place.phase == ReplicaPhase::Creating && begins(other)
+        });
         if volume.phase == VolumePhase::Creating && !waits {
             self.set_phase(id, VolumePhase::Available).await?;
             let object = Object::new(Kind::Volume, &volume.name);
