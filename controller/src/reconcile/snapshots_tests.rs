@@ -78,6 +78,7 @@ fn volume(n: u128) -> Volume {
             detaching: false,
         }),
         doubt: false,
+        grow_to: None,
     }
 }
 
