@@ -75,7 +75,8 @@ pub async fn list(looks: Looks) -> Result<Vec<Disk>, DiskError> {
 
 /// As [`list`], on this thread.
 pub fn look(looks: Looks) -> Result<Vec<Disk>, DiskError> {
-    let arguments = ["--json", "--bytes", "--output-all"];
+    // Not memory, and not nbd: a device of a volume whose engine is gone for the moment answers nothing.
+    let arguments = ["--json", "--bytes", "--output-all", "--exclude", "1,43"];
     let printed = command::run(Path::new("lsblk"), &arguments, LSBLK_DEADLINE)?;
     let disks = parse_with(&printed, looks).map_err(DiskError::Parse)?;
     Ok(disks.into_iter().map(look_inside).collect())
