@@ -1,8 +1,7 @@
 //! LVM thin pools on disks of the machine's own: made, used, filled up, cut short, given back.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
@@ -321,89 +320,4 @@ fn a_full_pool_loses_its_replica_and_gets_it_back_with_room() -> anyhow::Result<
             take_away(cluster, &["db1"], &[FIRST, SECOND])
         },
     )
-}
-
-/// Stands before `lvm`: of its changes, one fails before it is made, the next succeeds, the next fails after it was made,
-/// the next succeeds, and so on.
-const FLAKY: &str = r#"#!/bin/bash
-case $1 in lvs|vgs|pvs|version) exec /usr/sbin/lvm "$@" ;; esac
-exec 9>/var/tmp/lvm-lock; flock 9
-n=$(($(cat /var/tmp/lvm-count 2>/dev/null || echo 0) + 1)); echo $n >/var/tmp/lvm-count
-echo "$n $*" >>/var/tmp/lvm-log
-exec 9>&-
-case $((n % 4)) in
-  1) echo "broken before" >&2; exit 5 ;;
-  3) /usr/sbin/lvm "$@" || exit; echo "broken after" >&2; exit 5 ;;
-  *) exec /usr/sbin/lvm "$@" ;;
-esac
-"#;
-
-#[test]
-fn what_lvm_breaks_off_is_done_again() -> anyhow::Result<()> {
-    let test = "thin::what_lvm_breaks_off_is_done_again";
-    let prepare = || {
-        // Before /usr/sbin in the path of the daemons; the machine's own, in memory.
-        let wrapper = Path::new("/usr/local/sbin/lvm");
-        fs::write(wrapper, FLAKY)?;
-        Ok(fs::set_permissions(wrapper, fs::Permissions::from_mode(0o755))?)
-    };
-    with(test, &[512 * MIB, 512 * MIB], prepare, |cluster| {
-        let patient = |place: Place| -> anyhow::Result<()> {
-            let Place(node, disk, thin) = place;
-            disk_is(cluster, disk, str::is_empty)?;
-            // Without waiting: the first failure would be told, and the pool taken away again.
-            let words = [
-                "pool",
-                "create",
-                POOL,
-                "--node",
-                node,
-                "--device",
-                disk,
-                "--lvm-thin",
-                thin,
-                "--no-wait",
-            ];
-            storctl(cluster, &words)?;
-            wait::that(wait::LONG, "the pool is made", || {
-                let pool = cluster.run(cluster.client().pool(POOL, node))?;
-                Ok(if pool.state == PoolState::Ready {
-                    Ok(())
-                } else {
-                    Err(pool.error)
-                })
-            })
-        };
-        patient(FIRST)?;
-        patient(SECOND)?;
-        storctl(
-            cluster,
-            &[
-                "volume",
-                "create",
-                "db1",
-                "50Mi",
-                "--pool",
-                POOL,
-                "--replicas",
-                "2",
-                "--no-wait",
-            ],
-        )?;
-        let volume = Volume::of(cluster, "db1");
-        volume.wait_in_sync()?;
-        let medium = volume.attach_socket()?;
-        let mut open = medium.open()?;
-        open.write(0, &vec![9; usize::try_from(MIB)?])?;
-        open.flush()?;
-        drop(open);
-        volume.detach(CLIENT)?;
-        are_equal(volume)?;
-        let log = fs::read_to_string("/var/tmp/lvm-log")?;
-        ensure!(
-            log.lines().count() >= 20,
-            "hardly anything was broken off:\n{log}"
-        );
-        take_away(cluster, &["db1"], &[FIRST, SECOND])
-    })
 }
