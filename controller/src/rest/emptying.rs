@@ -76,9 +76,7 @@ fn told(step: &emptying::Step) -> String {
     } = step;
     match fate {
         emptying::Fate::Replace(_, to, pool) => {
-            format!(
-                "volume {volume}: make a replica on node {to} (pool {pool}), then let the one on {node} go"
-            )
+            format!("move the replica of volume {volume} from {node} to {to} (pool {pool})")
         }
         emptying::Fate::UnderWay(what) => format!("go on with volume {volume}: {what}"),
         emptying::Fate::Stuck(why) => {

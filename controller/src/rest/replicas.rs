@@ -128,7 +128,7 @@ fn steps(volume: &row::Volume, spec: &ReplicaSpec, placement: &Placement) -> Vec
         .and_then(|old| volume.row.replicas.get(&ReplicaId(old)));
     if let Some(old) = old {
         steps.push(format!(
-            "when it is in sync, let the replica on node {} go",
+            "let the replica on node {} go when the new one is in sync",
             old.node
         ));
     }

@@ -16,6 +16,7 @@ mod controllers;
 mod deletion;
 mod engine;
 mod leader;
+mod moving;
 mod power;
 mod replicas;
 mod resync;
