@@ -54,7 +54,7 @@ impl Mounted {
         ) {
             Ok(()) => Some(Self(path.to_owned())),
             Err(error) => {
-                eprintln!("skipped: cannot mount {kind}: {error}");
+                stor_skip::skipped("agent_pools", format_args!("cannot mount {kind}: {error}"));
                 None
             }
         }

@@ -223,7 +223,7 @@ impl Engine {
 
 fn xfs(mebibytes: u32) -> Option<Disk> {
     Disk::new("mkfs.xfs -q -m reflink=1", mebibytes)
-        .inspect_err(|why| eprintln!("skipped: no XFS here: {why}"))
+        .inspect_err(|why| stor_skip::skipped("pre_sync", format_args!("no XFS here: {why}")))
         .ok()
 }
 
@@ -295,7 +295,7 @@ fn a_pool_with_little_room_keeps_nothing() {
 fn a_file_system_without_reflink_keeps_nothing() {
     let disk = match Disk::new("mkfs.ext4 -q", 200) {
         Ok(disk) => disk,
-        Err(why) => return eprintln!("skipped: no ext4 here: {why}"),
+        Err(why) => return stor_skip::skipped("pre_sync", format_args!("no ext4 here: {why}")),
     };
     let storage = Storage::new(&disk.place());
     let mut engine = storage.engine(1, flags::MEMBER);

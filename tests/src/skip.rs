@@ -1,8 +1,6 @@
-//! Tests that need what not every machine has. A skip says what is missing, and is counted: its line goes to
-//! the file named by `STOR_TESTS_SKIPPED`, when there is one.
+//! What a test needs and the cluster can't give.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
+pub use stor_skip::skipped;
 
 use crate::cluster::Cluster;
 
@@ -18,16 +16,4 @@ pub fn without_transport(cluster: &Cluster, node: &str, transport: &str) -> anyh
             node.name
         )),
     })
-}
-
-/// Says that a test was not run.
-pub fn skipped(test: &str, missing: &str) {
-    let line = format!("SKIPPED {test}: {missing}");
-    println!("{line}");
-    if let Some(path) = std::env::var_os("STOR_TESTS_SKIPPED") {
-        let noted = OpenOptions::new().create(true).append(true).open(&path);
-        if let Err(error) = noted.and_then(|mut file| writeln!(file, "{line}")) {
-            eprintln!("the skip could not be noted in {}: {error}", path.display());
-        }
-    }
 }

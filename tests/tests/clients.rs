@@ -163,7 +163,7 @@ fn check_discard(volume: Volume<'_>, device: &str) -> anyhow::Result<()> {
 #[test]
 fn file_systems_live_on_the_device_of_a_replicated_volume() -> anyhow::Result<()> {
     if let Err(why) = clients::has_devices() {
-        eprintln!("skipped: {why}");
+        stor_tests::skip::skipped("file_systems_live_on_the_device_of_a_replicated_volume", why);
         return Ok(());
     }
     cluster::with(|cluster| {

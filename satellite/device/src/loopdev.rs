@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn the_way_of_older_kernels_attaches_too() {
         if let Err(error) = is_available() {
-            return eprintln!("skipped: {error}");
+            return stor_skip::skipped("loopdev", error);
         }
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = dir.path().join("backing");

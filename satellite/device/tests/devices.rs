@@ -18,13 +18,13 @@ use stor_device::{Buf, Choice, Outcome, Reactor};
 
 fn have_loop() -> bool {
     loopdev::is_available()
-        .inspect_err(|error| eprintln!("skipped: {error}"))
+        .inspect_err(|error| stor_skip::skipped("devices", error))
         .is_ok()
 }
 
 fn have_fuse() -> bool {
     fusemount::is_available()
-        .inspect_err(|error| eprintln!("skipped: {error}"))
+        .inspect_err(|error| stor_skip::skipped("devices", error))
         .is_ok()
 }
 
@@ -133,7 +133,7 @@ fn a_mounted_device_is_busy() {
         .arg(&attached.0.path)
         .status();
     if !made.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        return eprintln!("skipped: mkfs.ext4 is missing ({made:?})");
+        return stor_skip::skipped("devices", format_args!("mkfs.ext4 is missing ({made:?})"));
     }
     let at = dir.path().join("mounted");
     fs::create_dir(&at).unwrap();

@@ -66,7 +66,10 @@ fn it_goes_when_a_pool_is_full() {
 fn without_reflink_nothing_is_left() {
     let dir = tempfile::tempdir().unwrap();
     if file::supports_reflink(dir.path()).unwrap() {
-        return eprintln!("skipped: {} has reflink", dir.path().display());
+        return stor_skip::skipped(
+            "pre_sync without_reflink",
+            format_args!("{} has reflink", dir.path().display()),
+        );
     }
     let data = dir.path().join("r1.data");
     fs::write(&data, [1; 4096]).unwrap();

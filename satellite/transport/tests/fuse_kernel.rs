@@ -210,7 +210,7 @@ impl Drop for Mounted {
 }
 
 fn skip<T>(why: &str) -> Option<T> {
-    eprintln!("skipped: {why}");
+    stor_skip::skipped("fuse_kernel", why);
     None
 }
 

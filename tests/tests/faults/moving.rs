@@ -17,7 +17,7 @@ fn ask(cluster: &Cluster, args: &[&str]) -> anyhow::Result<String> {
 }
 
 /// A volume on s1 and s2 that may be on s3, too.
-fn on_two<'a>(cluster: &'a Cluster) -> anyhow::Result<Volume<'a>> {
+fn on_two(cluster: &Cluster) -> anyhow::Result<Volume<'_>> {
     let volume = Volume::create(cluster, "db1", volume::SIZE, &["s1", "s2"])?;
     ask(
         cluster,

@@ -73,7 +73,10 @@ fn a_directory_that_can_be_no_pool_is_refused_and_left_alone() -> anyhow::Result
             refused(cluster, &used, &["sp01", node])?;
         }
         match small_disk(cluster, "small", 64) {
-            Err(error) => skip::skipped("pools on full and read-only file systems", &format!("{error:#}")),
+            Err(error) => skip::skipped(
+                "pools on full and read-only file systems",
+                format_args!("{error:#}"),
+            ),
             Ok(disk) => {
                 // Full first, then read-only.
                 sh(&format!(
@@ -103,7 +106,7 @@ fn a_replica_whose_pool_is_full_is_taken_out_and_nothing_is_lost() -> anyhow::Re
         let small = match small_disk(cluster, "small", 64) {
             Ok(small) => small,
             Err(error) => {
-                skip::skipped("a pool that fills up", &format!("{error:#}"));
+                skip::skipped("a pool that fills up", format_args!("{error:#}"));
                 return Ok(());
             }
         };

@@ -447,7 +447,7 @@ mod tests {
             let ring = match generation.set_up() {
                 Ok(ring) => ring,
                 Err(error) => {
-                    eprintln!("skipped: {generation:?} rings: {error}");
+                    stor_skip::skipped("uring", format_args!("{generation:?} rings: {error}"));
                     continue;
                 }
             };

@@ -16,7 +16,7 @@ use stor_device::{BufPool, Choice, Completion, Fd, Outcome, Reactor};
 pub fn on_both(test: impl Fn(&mut Driver)) {
     match Reactor::new(Choice::IoUring) {
         Ok(reactor) => test(&mut Driver::new(reactor, "io_uring")),
-        Err(error) => eprintln!("skipped on io_uring: {error}"),
+        Err(error) => stor_skip::skipped("reactor on io_uring", error),
     }
     test(&mut Driver::new(Reactor::new(Choice::Epoll).unwrap(), "epoll"));
 }
