@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use stor_replication::defect::Defect;
 
 /// All tests of rules together take a few seconds; one that goes round in circles is not over by then.
-const IN_TIME: Duration = Duration::from_secs(60);
+const IN_TIME: Duration = Duration::from_mins(1);
 
 const BEGIN: &str = "<!-- mutations: begin -->";
 const END: &str = "<!-- mutations: end -->";
