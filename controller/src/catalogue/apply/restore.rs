@@ -101,35 +101,30 @@ impl Apply<'_> {
     ) -> Done<()> {
         let id = volume.to_string();
         for plan in planned {
-            sqlx::query(sql::INSERT_REPLICA)
+            // Without a copy it begins empty and gets everything from the others.
+            let insert = match plan.of {
+                Some(_) => sqlx::query(sql::INSERT_REPLICA),
+                None => sqlx::query(sql::INSERT_FURTHER_REPLICA),
+            };
+            let insert = insert
                 .bind(&id)
                 .bind(plan.replica.0)
                 .bind(plan.node)
-                .bind(plan.pool)
-                .execute(&mut *self.conn)
-                .await?;
-            match plan.of {
-                Some(of) => {
-                    sqlx::query(sql::SET_SOURCE)
-                        .bind(one.id.to_string())
-                        .bind(one.volume.to_string())
-                        .bind(of.0)
-                        .bind(&id)
-                        .bind(plan.replica.0)
-                        .execute(&mut *self.conn)
-                        .await?;
-                }
-                None => {
-                    sqlx::query(sql::UPDATE_REPLICA)
-                        .bind(false)
-                        .bind(None::<i64>)
-                        .bind(None::<i64>)
-                        .bind("new")
-                        .bind(&id)
-                        .bind(plan.replica.0)
-                        .execute(&mut *self.conn)
-                        .await?;
-                }
+                .bind(plan.pool);
+            let insert = match plan.of {
+                Some(_) => insert,
+                None => insert.bind(None::<i64>),
+            };
+            insert.execute(&mut *self.conn).await?;
+            if let Some(of) = plan.of {
+                sqlx::query(sql::SET_SOURCE)
+                    .bind(one.id.to_string())
+                    .bind(one.volume.to_string())
+                    .bind(of.0)
+                    .bind(&id)
+                    .bind(plan.replica.0)
+                    .execute(&mut *self.conn)
+                    .await?;
             }
             self.touch(plan.node).await?;
         }
@@ -152,12 +147,12 @@ impl Apply<'_> {
             .filter(|(replica, copy)| back.copies.contains(replica) && copy.phase == CopyPhase::Ready)
             .map(|(replica, copy)| (*replica, copy))
             .collect();
-        let numbers = volume.row.replicas.keys().chain(one.copies.keys());
-        let first = numbers
-            .map(|replica| replica.0)
-            .max()
-            .unwrap_or(0)
-            .saturating_add(1);
+        let next: u32 = sqlx::query_scalar(sql::NEXT_REPLICA)
+            .bind(volume.row.volume.to_string())
+            .fetch_one(&mut *self.conn)
+            .await?;
+        let of_copies = one.copies.keys().map(|replica| replica.0.saturating_add(1));
+        let first = of_copies.max().unwrap_or(0).max(next);
         let mut planned = Vec::new();
         for (number, (replica, member)) in (first..).zip(&volume.row.replicas) {
             let pool = volume.places.get(replica).map_or("", |place| place.pool.as_str());
@@ -215,7 +210,9 @@ impl Apply<'_> {
             replicas: BTreeMap::new(),
             ..volume.row.clone()
         };
-        self.store_row(volume, row).await?;
+        let mut emptied = volume.clone();
+        emptied.row.replicas.clear();
+        self.store_row(&emptied, row).await?;
         self.set_phase(id, VolumePhase::Creating).await?;
         self.touch_replica_nodes(volume).await
     }

@@ -340,3 +340,43 @@ async fn a_volume_goes_back_with_new_replicas_of_a_new_history() {
         "it is attached"
     );
 }
+
+#[tokio::test]
+async fn going_back_uses_no_number_of_a_replica_that_left() {
+    let mut c = with_snapshot().await;
+    c.run(node("s3", NodeKind::Storage)).await.unwrap();
+    c.run(Action::CreatePool(pool_wish("s3"))).await.unwrap();
+    let placement = Placement {
+        node: "s3".into(),
+        pool: "sp01".into(),
+        pool_revision: c.index,
+        promise_limit: 100 * GIB,
+    };
+    let place = Action::PlaceReplica {
+        volume: id(1),
+        placement,
+        replaces: None,
+    };
+    row(c.run(place).await);
+    let leave = Action::LeaveReplica {
+        volume: id(1),
+        replica: ReplicaId(2),
+    };
+    c.run(leave).await.unwrap();
+    c.run(gone("s3", 1, 2)).await.unwrap();
+    let volume = c.volume("v1").await;
+    assert!(!volume.row.replicas.contains_key(&ReplicaId(2)));
+    let back = Action::RollBack(RollBack {
+        volume: id(1),
+        snapshot: of(1, 1),
+        expect: volume.row.view.epoch,
+        lineage: Lineage(Uuid::from_u128(77)),
+        copies: vec![ReplicaId(0)],
+    });
+    assert_eq!(c.run(back).await, Ok(Outcome::Changed));
+    let after = c.volume("v1").await;
+    assert_eq!(
+        after.row.replicas.keys().copied().collect::<Vec<_>>(),
+        [ReplicaId(3), ReplicaId(4)]
+    );
+}
