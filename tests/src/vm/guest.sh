@@ -1,7 +1,7 @@
 #!/bin/bash
 # First program of a virtual machine. Its root is the host's own file system, by hostfs: the host's programs and
-# this build are there under their own paths. What is written goes to memory, laid over it, and the host's other
-# file systems are not in it. Then it takes jobs from the second console until its power ends.
+# this build are there under their own paths, wherever the build is. What is written goes to memory, laid over it, and
+# the host's other file systems are not in it. Then it takes jobs from the second console until its power ends.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 here=${0%/*}
 version=$(uname -r)
@@ -33,6 +33,9 @@ umount -n -l /mnt
 
 # What passes between test and guest.
 mount -n -t hostfs -o "$here/jobs" none /run/vm || fail "no jobs"
+build=$(</run/vm/build)
+mkdir -p "$build"
+mount -n -r -t hostfs -o "$build" none "$build" || fail "$build is not shared"
 while IFS=$'\t' read -r host guest; do
   mkdir -p "$guest"
   mount -n -t hostfs -o "$host" none "$guest" || fail "$host is not shared"

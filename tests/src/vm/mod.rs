@@ -75,6 +75,13 @@ impl Default for Setup {
     }
 }
 
+/// Where the test's own program and the daemons are.
+fn build() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("finding the test's own program")?;
+    let build = program.parent().and_then(Path::parent);
+    Ok(build.context("the test's own program is nowhere")?.to_owned())
+}
+
 /// How a command ended.
 #[derive(Clone, Debug)]
 pub struct Output {
@@ -141,6 +148,7 @@ impl Vm {
             jobs.join("shares"),
             setup.shares.iter().map(line).collect::<String>(),
         )?;
+        fs::write(jobs.join("build"), build()?.display().to_string())?;
         let init = root.join("init");
         fs::write(&init, include_str!("guest.sh"))?;
         fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
