@@ -34,7 +34,7 @@ fn rows() -> Vec<Vec<String>> {
     let (table, _) = rest.split_once(END).expect("the table's end");
     table
         .lines()
-        .filter(|line| line.starts_with("| R"))
+        .filter(|line| line.starts_with("| ") && line.contains('`'))
         .map(|line| {
             line.trim_matches('|')
                 .split(" | ")

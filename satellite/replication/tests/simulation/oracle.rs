@@ -192,7 +192,7 @@ impl Oracle {
 
     /// A guest that began at `since` lives after every member had lost its cache at `lost` or later: of what was begun before,
     /// only what was flushed, what was answered after `until`, or what that guest has read, is certain.
-    pub(crate) fn caches_lost(&mut self, (lost, until): (u64, u64), since: u64, at: u64) {
+    pub(crate) fn caches_lost(&mut self, (lost, until): (u64, u64), since: u64, at: u64, oldest: u64) {
         let gone = |value: &Value| {
             let answered = value.answered != OPEN && value.answered > until;
             value.begun < lost && value.last_begin < since && !answered
@@ -201,7 +201,7 @@ impl Oracle {
             for value in values.iter_mut().filter(|value| value.flushed && gone(value)) {
                 value.last_begin = value.durable_begin;
             }
-            Self::forget_old(values, at);
+            Self::forget_old(values, oldest);
             for value in values.iter_mut().filter(|value| !value.flushed && gone(value)) {
                 value.first_end = OPEN;
                 value.last_begin = value.begun;

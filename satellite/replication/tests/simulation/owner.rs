@@ -159,7 +159,8 @@ impl World {
             self.log(|| "caches were lost: unflushed writes may be gone".into());
             let oldest = self.snapshots.begun().unwrap_or(self.moment);
             let lost = (self.lost, self.lost_until);
-            self.oracle.caches_lost(lost, self.guest_since, oldest);
+            self.oracle
+                .caches_lost(lost, self.guest_since, self.moment, oldest);
         }
     }
 
