@@ -253,13 +253,9 @@ impl<P: Clone> Engine<P> {
         }
         //= docs/replication.md#R9
         // What it acknowledged it has as long as its connection stands; after that, when its cache was compared.
-        let open = |(_, peer): &(&ReplicaId, &Peer<P>)| peer.is_open() || defect!(AnswerOfTheUnheard);
-        let heard = self
-            .peers
-            .iter()
-            .filter(open)
-            .fold(0, |mask, (_, peer)| mask | peer.bit);
-        let lacking = state.acked & heard & self.required != self.required;
+        let unheard = |peer: &Peer<P>| peer.bit & self.required != 0 && !peer.is_open();
+        let lacking = state.acked & self.required != self.required
+            || (self.peers.values().any(unheard) && !defect!(AnswerOfTheUnheard));
         let lacking = lacking && !(defect!(AnswerAfterFirst) && state.acked & self.required != 0);
         let lacking =
             lacking && !(defect!(FlushByOne) && matches!(state.request, Request::Flush) && state.acked != 0);
@@ -382,13 +378,11 @@ impl<P: Clone> Engine<P> {
     //= docs/replication.md#R9
     pub(super) fn recall_writes(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
         let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
-        let lost = |state: &&mut Io<P>| !state.answered && state.range().is_some() && state.acked & bit != 0;
+        let lost = |state: &Io<P>| !state.answered && state.range().is_some() && state.acked & bit != 0;
         let mut again = Vec::new();
-        for (io, state) in &mut self.ios {
-            if let Some(state) = Some(state).filter(lost) {
-                state.acked &= !bit;
-                again.extend(state.message().map(|message| (*io, message)));
-            }
+        for (io, state) in self.ios.iter_mut().filter(|(_, state)| lost(state)) {
+            state.acked &= !bit;
+            again.extend(state.message().map(|message| (*io, message)));
         }
         for (io, message) in again {
             self.send(now, replica, message, Purpose::Io(io), out);

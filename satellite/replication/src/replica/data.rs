@@ -146,19 +146,23 @@ impl<P: Clone> Replica<P> {
         }
     }
 
+    /// A disk operation is over; what it was, if anybody waits for it still.
+    pub(super) fn awaited(&mut self, op: u64) -> Option<InFlight> {
+        let ended = self.disk.remove(&op)?;
+        let session = self.session.as_ref()?;
+        (session.conn == ended.conn).then_some(ended)
+    }
+
     /// What is a hole is known; not knowing it is no failure.
     pub(super) fn extents_found(&mut self, op: u64, mut extents: Vec<Extent>, out: &mut Vec<Command<P>>) {
         let Some(InFlight {
             conn,
             header,
             arrived,
-        }) = self.disk.remove(&op)
+        }) = self.awaited(op)
         else {
             return;
         };
-        if self.session.as_ref().is_none_or(|session| session.conn != conn) {
-            return;
-        }
         if extents.is_empty() {
             extents.push(Extent::data(header.range().len));
         }

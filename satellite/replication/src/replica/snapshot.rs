@@ -68,13 +68,10 @@ impl<P: Clone> Replica<P> {
             conn,
             header,
             arrived,
-        }) = self.disk.remove(&op)
+        }) = self.awaited(op)
         else {
             return;
         };
-        if self.session.as_ref().is_none_or(|session| session.conn != conn) {
-            return;
-        }
         let status = match result {
             Ok(()) => return self.answer(arrived, conn, &header, Body::None, out),
             Err(SnapshotError::Unknown) => Status::SnapshotUnknown,
