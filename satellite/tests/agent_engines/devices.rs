@@ -137,17 +137,8 @@ async fn a_device_goes_when_its_node_gets_the_volume_in_another_way() {
     let mut world = World::new("db", TransportKind::Fuse);
     world.serve();
     world.state(EngineState::Serving, 1).await;
-    let attach = |world: &World, epoch| {
-        let mut row = world.catalogue.row.lock().unwrap();
-        let attach = Change::Attach {
-            owner: NODE.to_owned(),
-            expect: Epoch(epoch),
-            force: true,
-        };
-        *row = decide(&row, &attach).unwrap();
-    };
     world.read_only = true;
-    attach(&world, 1);
+    world.catalogue.taken(NODE, 1);
     // The new agent sees at the device how it was made.
     world.restart_agent().await;
     world.serve();
@@ -155,7 +146,7 @@ async fn a_device_goes_when_its_node_gets_the_volume_in_another_way() {
     let first = ["mount", "attach", "force down", "mount", "attach"];
     assert_eq!(world.devices.calls(), first);
     world.transport = TransportKind::Socket;
-    attach(&world, 2);
+    world.catalogue.taken(NODE, 2);
     world.serve();
     let status = world.state(EngineState::Serving, 3).await;
     assert_eq!(status.device, "");

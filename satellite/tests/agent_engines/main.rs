@@ -61,15 +61,19 @@ struct Catalogue {
 impl Catalogue {
     /// Another node takes the volume by force, and this one takes it back the same way.
     fn taken_over_and_back(&self) {
+        self.taken("k2", 1);
+        self.taken(NODE, 2);
+    }
+
+    /// A node takes the volume by force from the engine of `epoch`.
+    fn taken(&self, owner: &str, epoch: u64) {
         let mut row = self.row.lock().unwrap();
-        for (owner, epoch) in [("k2", 1), (NODE, 2)] {
-            let attach = Change::Attach {
-                owner: owner.to_owned(),
-                expect: Epoch(epoch),
-                force: true,
-            };
-            *row = decide(&row, &attach).unwrap();
-        }
+        let attach = Change::Attach {
+            owner: owner.to_owned(),
+            expect: Epoch(epoch),
+            force: true,
+        };
+        *row = decide(&row, &attach).unwrap();
     }
 
     fn asked(&self) -> Vec<Change> {

@@ -111,24 +111,15 @@ async fn it_goes_when_its_node_gets_the_volume_in_another_way() {
     let mut world = World::new("db", TransportKind::Nbd);
     world.serve();
     world.state(EngineState::Serving, 1).await;
-    let attach = |world: &World, epoch| {
-        let mut row = world.catalogue.row.lock().unwrap();
-        let attach = Change::Attach {
-            owner: NODE.to_owned(),
-            expect: Epoch(epoch),
-            force: true,
-        };
-        *row = decide(&row, &attach).unwrap();
-    };
     world.read_only = true;
-    attach(&world, 1);
+    world.catalogue.taken(NODE, 1);
     world.restart_agent().await;
     world.serve();
     world.state(EngineState::Serving, 2).await;
     assert_eq!(world.devices.calls(), ["connect", "force down", "connect"]);
     world.transport = TransportKind::Fuse;
     world.read_only = false;
-    attach(&world, 2);
+    world.catalogue.taken(NODE, 2);
     world.serve();
     world.state(EngineState::Serving, 3).await;
     assert_eq!(
