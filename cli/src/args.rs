@@ -311,12 +311,25 @@ fn wanted_format(words: impl IntoIterator<Item = String>) -> Format {
     found
 }
 
+/// How clap's last line begins.
+const MORE: &str = "For more information, ";
+
 /// clap's text as a failure: the first line says what, the usage below what to do.
 fn refusal(error: &clap::Error) -> Failure {
     let text = error.to_string();
     let text = text.trim().trim_start_matches("error: ");
     let (what, rest) = text.split_once('\n').unwrap_or((text, ""));
-    Failure::new(Exit::Usage, what).why(rest.trim())
+    let rest = rest.trim();
+    // Its last line is what to do.
+    match rest.rsplit_once('\n') {
+        Some((why, help)) if help.starts_with(MORE) => Failure::new(Exit::Usage, what)
+            .why(why.trim())
+            .help(help.trim_start_matches(MORE).trim_end_matches('.')),
+        _ if rest.starts_with(MORE) => {
+            Failure::new(Exit::Usage, what).help(rest.trim_start_matches(MORE).trim_end_matches('.'))
+        }
+        _ => Failure::new(Exit::Usage, what).why(rest),
+    }
 }
 
 /// The same refusal by a grammar that knows no environment: clap takes what comes from there for given, and

@@ -200,6 +200,8 @@ impl From<Error> for Failure {
             Error::Invalid(problem) if problem.code() != "no-placement" => Exit::Usage,
             Error::Unauthorized(_) => Exit::Unauthorized,
             Error::Unreachable { .. } => Exit::Unreachable,
+            // The cluster as such is what can't be reached: waiting longer would not have helped.
+            Error::TimedOut { tried, .. } if has_no_majority(tried) => Exit::Unreachable,
             Error::TimedOut { .. } => Exit::TimedOut,
             Error::Invalid(_) | Error::Failed(_) | Error::Answer { .. } | Error::Endless { .. } => {
                 Exit::Failed
@@ -228,7 +230,7 @@ impl From<Error> for Failure {
                 .why(tried(list))
                 .help("check --url or STOR_URL, and that a controller runs there"),
             // Some were reached, and know why they have no answer.
-            Error::TimedOut { tried: list, .. } if list.iter().any(|one| one.outcome.starts_with("no quorum")) => {
+            Error::TimedOut { tried: list, .. } if has_no_majority(list) => {
                 Self::new(exit, "the controllers have no majority")
                     .why(tried(list))
                     .help("start the controllers that are down or repair the network between them; volumes in use go on meanwhile")
@@ -246,9 +248,24 @@ impl From<Error> for Failure {
     }
 }
 
+/// A controller was reached that knows it is cut off from the others.
+fn has_no_majority(tried: &[stor_api::client::Tried]) -> bool {
+    tried.iter().any(|one| one.outcome.starts_with("no quorum"))
+}
+
 impl From<SetupError> for Failure {
     fn from(error: SetupError) -> Self {
-        Self::new(Exit::Usage, error.to_string())
+        let help = match &error {
+            SetupError::NoUrl | SetupError::Url { .. } | SetupError::NoTls { .. } => {
+                "give --url or STOR_URL as http://HOST:PORT, one for each controller"
+            }
+            SetupError::CaFile { .. } => "check --ca-file or STOR_CA_FILE",
+            SetupError::TokenFile { .. } | SetupError::Token { .. } => {
+                "check --token-file or STOR_TOKEN_FILE"
+            }
+            SetupError::Http { .. } => "",
+        };
+        Self::new(Exit::Usage, error.to_string()).help(help)
     }
 }
 

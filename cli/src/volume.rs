@@ -1,8 +1,10 @@
 //! `storctl volume …`
 
+use std::time::{Duration, Instant};
+
 use clap::Subcommand;
 use stor_api::client::{Client, Filter, Wish};
-use stor_api::objects::{Plan, RestoreSpec, Volume, VolumeSpec, VolumeState};
+use stor_api::objects::{Plan, Replica, ReplicaState, RestoreSpec, Volume, VolumeSpec, VolumeState};
 use stor_api::size;
 
 use crate::args::{self, VolumeSize};
@@ -241,21 +243,41 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
 
 /// Waits until a volume can be attached.
 pub(crate) async fn created(context: &Context, name: &str) -> Result<Volume, Failure> {
-    wait::until(context, &format!("volume {name}"), || {
-        look_created(&context.client, name)
+    let mut refused = None;
+    wait::until(context, &format!("volume {name}"), async || {
+        look_created(&context.client, name, &mut refused).await
     })
     .await
 }
 
-async fn look_created(client: &Client, name: &str) -> Result<Look<Volume>, Failure> {
+/// A node that says for so long that it can't make a replica won't in a minute either: its pool filled up, its disk broke.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
+
+async fn look_created(
+    client: &Client,
+    name: &str,
+    refused: &mut Option<Instant>,
+) -> Result<Look<Volume>, Failure> {
     let volume = client.volume(name).await?;
+    if !volume
+        .replicas
+        .iter()
+        .any(|replica| replica.state == ReplicaState::Failed)
+    {
+        *refused = None;
+    } else if refused.get_or_insert_with(Instant::now).elapsed() >= REFUSED_FOR
+        && volume.state == VolumeState::Creating
+    {
+        return Err(Failure::failed(format!("volume {name} can't be made as it was placed"))
+            .why(volume.reason)
+            .help(format!(
+                "put that right, and it goes on by itself; or take it away and make it again, which places it elsewhere: \
+                 storctl volume delete {name}"
+            )));
+    }
     Ok(match volume.state {
         VolumeState::Creating => {
-            let there = volume
-                .replicas
-                .iter()
-                .filter(|r| r.in_sync && r.reason.is_empty())
-                .count();
+            let there = volume.replicas.iter().filter(|replica| is_there(replica)).count();
             let mut doing = format!("making replicas, {there} of {} there", volume.replicas.len());
             if !volume.reason.is_empty() {
                 doing = format!("{doing}; {}", volume.reason);
@@ -269,12 +291,23 @@ async fn look_created(client: &Client, name: &str) -> Result<Look<Volume>, Failu
                     "put right what is wrong, or take it away with `storctl volume delete {name}`"
                 )));
         }
+        VolumeState::Unknown => Look::Pending("nothing was heard of it yet".to_owned(), None),
         VolumeState::Healthy
         | VolumeState::Degraded
         | VolumeState::Suspended
         | VolumeState::CatalogueBehind => Look::Done(volume),
         VolumeState::Deleting => return Err(Failure::failed(format!("volume {name} is being deleted"))),
     })
+}
+
+/// Its node has reported it.
+fn is_there(replica: &Replica) -> bool {
+    match replica.state {
+        ReplicaState::InSync | ReplicaState::Stale | ReplicaState::Syncing => true,
+        ReplicaState::Creating | ReplicaState::Offline | ReplicaState::Failed | ReplicaState::Deleting => {
+            false
+        }
+    }
 }
 
 pub(crate) use attach::{attached, detached};

@@ -1,7 +1,6 @@
 //! Waiting until what was asked for is done: looks at the cluster again and again, with a spinner on a
 //! terminal, until the command's deadline.
 
-use std::future::Future;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
@@ -27,14 +26,11 @@ pub(crate) enum Look<T> {
 }
 
 /// Calls `look` until it is done, fails, or the time is over. `what` is what the user waits for: "volume db1".
-pub(crate) async fn until<T, F>(
+pub(crate) async fn until<T>(
     context: &Context,
     what: &str,
-    mut look: impl FnMut() -> F,
-) -> Result<T, Failure>
-where
-    F: Future<Output = Result<Look<T>, Failure>>,
-{
+    mut look: impl AsyncFnMut() -> Result<Look<T>, Failure>,
+) -> Result<T, Failure> {
     let mut shown = Shown::new(context, what);
     let mut pause = FIRST_PAUSE;
     loop {

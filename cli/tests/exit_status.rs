@@ -199,6 +199,41 @@ fn nobody_there_is_6_and_names_the_url() {
 }
 
 #[test]
+fn no_majority_is_6_too() {
+    let mut cut_off = problem(503);
+    cut_off.kind = "urn:stor:problem:no-quorum".into();
+    cut_off.title = "no quorum: controller c1 cannot reach c2, c3".into();
+    let fake = fake(vec![(503, serde_json::to_string(&cut_off).unwrap())]);
+    let output = storctl(&fake.url, "status --timeout 20s");
+    assert_eq!(output.status.code(), Some(6), "{}", err(&output));
+    assert!(
+        err(&output).contains("no majority") && err(&output).contains("cannot reach c2, c3"),
+        "{}",
+        err(&output)
+    );
+    let output = storctl(&fake.url, "status --timeout 20s -o json");
+    let document: serde_json::Value = serde_json::from_str(&err(&output)).unwrap();
+    assert_eq!(document["type"], "urn:stor:problem:unreachable");
+}
+
+/// The volume is not made and won't be; the deadline is far away.
+#[test]
+fn a_replica_that_can_t_be_made_is_1_with_its_reason() {
+    let mut creating = volume(VolumeState::Creating);
+    creating.reason = "waits: node s1: the file system of /p is full".into();
+    creating.replicas[0].state = ReplicaState::Failed;
+    let fake = fake(vec![(200, serde_json::to_string(&creating).unwrap())]);
+    let output = storctl(&fake.url, "volume create db1 1Gi --timeout 10m");
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    let said = err(&output);
+    assert!(
+        said.contains("/p is full") && said.contains("storctl volume delete db1"),
+        "{said}"
+    );
+    assert!(said.contains("0 of 1 there"), "{said}");
+}
+
+#[test]
 fn waiting_too_long_is_7() {
     let fake = fake(vec![answer(VolumeState::Creating)]);
     let output = storctl(&fake.url, "volume create db1 1Gi --timeout 300ms");
@@ -507,6 +542,7 @@ fn a_failure_in_json_is_one_document_on_standard_error() {
     let usage = document("volume create -o json db1");
     assert_eq!(usage["type"], "urn:stor:problem:usage");
     assert!(usage.get("status").is_none(), "nobody was asked: {usage}");
+    assert_eq!(usage["remedy"], "try '--help'", "{usage}");
     let twice = document("node set s1 --property a=1 --property a=2 --output=json");
     assert_eq!(twice["title"], "--property a is given more than once");
     let yaml = storctl(&fake.url, "volume create db1 0 -o yaml");

@@ -133,6 +133,7 @@ impl Cluster {
         match self.raft.linearize_within(LINEARIZE_WITHIN).await {
             Ok(()) => {
                 let mut look = self.look_local().await?;
+                look.seen = look.seen.listened(self.led_for());
                 if !self.settled() {
                     let online = load::nodes_online(look.rows()).await?;
                     look.seen = look.seen.presuming(online);

@@ -11,7 +11,7 @@ use stor_api::name;
 use stor_controller::policy::Policy;
 use stor_controller::restore;
 use stor_controller::server::{self, Running};
-use stor_controller::settings::{Settings, Wanted};
+use stor_controller::settings::{Before, Settings, Wanted};
 use stor_raft::Timing;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -185,15 +185,18 @@ async fn execute(command: Commands) -> anyhow::Result<()> {
             run,
             tending,
         } => {
+            let wanted = who.wanted()?;
+            if run {
+                server::check_ports(&wanted).await?;
+            }
             let mut settings = match file {
                 None => {
-                    let settings = Settings::begin(&place.dir, who.wanted()?)?;
+                    let settings = Settings::begin(&place.dir, wanted)?;
                     let settings = server::init(&place.dir, settings, timing).await?;
                     tracing::info!(name = %settings.name, dir = %place.dir.display(), "a new cluster was made");
                     settings
                 }
                 Some(file) => {
-                    let wanted = who.wanted()?;
                     let (settings, of) = restore::restore(&place.dir, wanted, &file, force, timing).await?;
                     tracing::info!(
                         name = %settings.name, dir = %place.dir.display(), cluster = %of.cluster_id, at = %of.at,
@@ -215,9 +218,17 @@ async fn execute(command: Commands) -> anyhow::Result<()> {
             run,
             tending,
         } => {
-            let mut settings = Settings::begin(&place.dir, who.wanted()?)?;
+            let wanted = who.wanted()?;
+            let before = Before::look(&place.dir);
+            let mut settings = Settings::begin(&place.dir, wanted)?;
             settings.policy = tending.policy();
-            let running = server::join(&place.dir, settings, &seed, timing).await?;
+            let running = match server::join(&place.dir, settings, &seed, timing).await {
+                Err(error) if error.nobody_heard() => {
+                    before.restore(&place.dir)?;
+                    return Err(error.into());
+                }
+                other => other?,
+            };
             tracing::info!(dir = %place.dir.display(), "joined the cluster");
             if run {
                 serve(running).await

@@ -49,6 +49,8 @@ pub struct Heard {
     pub engines: HashMap<VolumeId, EngineStatus>,
     /// Copies of snapshots.
     pub copies: HashMap<(SnapshotId, ReplicaId), SnapshotCopyStatus>,
+    /// Replicas of which something was found damaged when they were opened, and was done without.
+    pub mended: Vec<(VolumeId, ReplicaId)>,
     /// Block devices.
     pub disks: Vec<Disk>,
     /// File systems that could hold pools.
@@ -63,7 +65,15 @@ impl Heard {
     /// Indexes a report. Entries without a valid volume id are dropped: nothing of ours has such a name.
     pub fn new(status: Status, at: Instant, time: String) -> Self {
         let id = |text: &str| Uuid::from_str(text).ok().map(VolumeId);
+        let mended = status
+            .replicas
+            .iter()
+            .filter(|replica| !replica.mended.is_empty());
+        let mended = mended
+            .filter_map(|replica| Some((id(&replica.volume_id)?, ReplicaId(replica.replica))))
+            .collect();
         Self {
+            mended,
             at,
             time,
             pools: status
@@ -104,6 +114,8 @@ pub struct Observations {
     now: Instant,
     presumed: BTreeSet<String>,
     strangers: Vec<String>,
+    /// How long whoever took these has listened.
+    listened: Duration,
 }
 
 impl Observations {
@@ -114,7 +126,21 @@ impl Observations {
             now,
             presumed: BTreeSet::new(),
             strangers: Vec::new(),
+            listened: Duration::MAX,
         }
+    }
+
+    /// By a leader that has led only so long.
+    #[must_use]
+    pub fn listened(mut self, listened: Duration) -> Self {
+        self.listened = listened;
+        self
+    }
+
+    /// Whether nothing is known of a node: it was not heard by this leader, who does not lead for long enough for that to
+    /// mean anything.
+    pub fn unheard(&self, node: &str) -> bool {
+        !self.nodes.contains_key(node) && self.listened < LOST_AFTER
     }
 
     /// Nodes that dialled in lately and are not registered.

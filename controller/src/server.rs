@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::catalogue::{Action, Catalogue, Command, Refused};
 use crate::cluster::{Cluster, now};
 use crate::rest::{Front, app};
-use crate::settings::{Settings, SettingsError};
+use crate::settings::{Settings, SettingsError, Wanted};
 use crate::signing_key::{self, SigningKeyError};
 use crate::{reconcile, rest, session, signers};
 
@@ -88,6 +88,32 @@ pub(crate) async fn open(
     let mut options = Options::new(dir, settings.peer_listen, settings.peer());
     options.timing = timing;
     Node::open(options).await
+}
+
+/// Whether both ports could be listened on. Asked before a cluster is made, which nobody wants to be left with when it
+/// can't run.
+pub async fn check_ports(wanted: &Wanted) -> Result<(), StartError> {
+    let address = wanted.api_listen;
+    let _api = TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Api { address, source })?;
+    let address = wanted.peer_listen;
+    let _peers = TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Peer {
+            source: ServeError::Bind { address, source },
+        })?;
+    Ok(())
+}
+
+impl StartError {
+    /// Whether it can be said for certain that no other controller knows of the one that did not start.
+    pub fn nobody_heard(&self) -> bool {
+        matches!(
+            self,
+            Self::Api { .. } | Self::Peer { .. } | Self::Join(JoinError::Refused { .. })
+        )
+    }
 }
 
 /// Makes a cluster of one. Continues what an earlier attempt left; not cancel-safe: await it to the end.

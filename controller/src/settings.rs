@@ -15,6 +15,10 @@ use crate::policy::Policy;
 /// Version of the file this program writes, and the newest it reads.
 const FORMAT: u32 = 1;
 const FILE: &str = "controller.json";
+/// The file before it has its name.
+const DRAFT: &str = "controller.json.new";
+/// In every new file system, which may be mounted for a controller alone.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// What `controller.json` holds.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -92,12 +96,26 @@ pub enum SettingsError {
         dir: PathBuf,
     },
     /// Something of a controller is in it.
-    #[error("{} holds {file} of a controller; restore into an empty directory", dir.display())]
+    #[error(
+        "{} holds {file} of a controller, and not who it was ({FILE}); give an empty directory, or bring that file back",
+        dir.display()
+    )]
     Occupied {
         /// Directory.
         dir: PathBuf,
         /// What was found.
         file: &'static str,
+    },
+    /// The directory is somebody else's.
+    #[error(
+        "{} holds other things ({found}); a controller wants a directory of its own: give an empty one, or one that is \
+         not there yet", dir.display()
+    )]
+    Foreign {
+        /// Directory.
+        dir: PathBuf,
+        /// One of them.
+        found: String,
     },
     /// From the future.
     #[error(
@@ -168,16 +186,8 @@ impl Settings {
         Self::begin_as(dir, wanted, None)
     }
 
-    /// The same for a restore of the backup that `mark` names. A directory that holds anything else is refused.
+    /// The same for a restore of the backup that `mark` names.
     pub fn begin_restore(dir: &Path, wanted: Wanted, mark: &str) -> Result<Self, SettingsError> {
-        if Self::read(dir)?.is_none() {
-            for file in ["log.db", "catalogue.db"] {
-                if dir.join(file).exists() {
-                    let dir = dir.to_owned();
-                    return Err(SettingsError::Occupied { dir, file });
-                }
-            }
-        }
         Self::begin_as(dir, wanted, Some(mark.to_owned()))
     }
 
@@ -204,6 +214,16 @@ impl Settings {
             return Ok(present);
         }
         fs::create_dir_all(dir).map_err(io_error("cannot create", dir))?;
+        for file in ["log.db", "catalogue.db"] {
+            if dir.join(file).exists() {
+                let dir = dir.to_owned();
+                return Err(SettingsError::Occupied { dir, file });
+            }
+        }
+        if let Some(found) = foreign(dir).map_err(io_error("cannot look into", dir))? {
+            let dir = dir.to_owned();
+            return Err(SettingsError::Foreign { dir, found });
+        }
         let settings = Self {
             format: FORMAT,
             complete: false,
@@ -268,7 +288,7 @@ impl Settings {
 
     /// The old content or the new one after a crash, never a part.
     fn store(&self, dir: &Path) -> Result<(), SettingsError> {
-        let (path, draft) = (dir.join(FILE), dir.join("controller.json.new"));
+        let (path, draft) = (dir.join(FILE), dir.join(DRAFT));
         let mut text = serde_json::to_vec_pretty(self).map_err(|source| SettingsError::Damaged {
             path: path.clone(),
             source,
@@ -283,6 +303,64 @@ impl Settings {
         };
         write().map_err(io_error("cannot write", &path))
     }
+}
+
+/// What a directory held before a controller was set up in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Before {
+    /// It was not there.
+    Absent,
+    /// Nothing of a controller.
+    Empty,
+    /// A controller that was set up, or begun to be.
+    Controller,
+}
+
+impl Before {
+    /// Looks.
+    pub fn look(dir: &Path) -> Self {
+        if dir.join(FILE).exists() {
+            Self::Controller
+        } else if dir.exists() {
+            Self::Empty
+        } else {
+            Self::Absent
+        }
+    }
+
+    /// Takes away what was made since, of a controller that nobody has heard of; what was there before stays.
+    pub fn restore(self, dir: &Path) -> Result<(), SettingsError> {
+        let removed = match self {
+            Self::Controller => return Ok(()),
+            Self::Absent => fs::remove_dir_all(dir),
+            Self::Empty => fs::read_dir(dir).and_then(|entries| {
+                for entry in entries {
+                    let entry = entry?;
+                    if entry.file_name() == LOST_AND_FOUND {
+                        continue;
+                    }
+                    if entry.file_type()?.is_dir() {
+                        fs::remove_dir_all(entry.path())?;
+                    } else {
+                        fs::remove_file(entry.path())?;
+                    }
+                }
+                Ok(())
+            }),
+        };
+        removed.map_err(io_error("cannot empty", dir))
+    }
+}
+
+/// Something in a directory that is no controller's, nor what every new file system has.
+fn foreign(dir: &Path) -> io::Result<Option<String>> {
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if name != LOST_AND_FOUND && name != DRAFT {
+            return Ok(Some(name.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(None)
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SettingsError {
@@ -347,6 +425,49 @@ mod tests {
             Settings::begin(&dir, wanted("c1")),
             Err(SettingsError::Present { .. })
         ));
+    }
+
+    #[test]
+    fn a_directory_with_other_things_is_no_controllers() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        fs::create_dir(dir.join(LOST_AND_FOUND)).unwrap();
+        fs::write(dir.join(DRAFT), "of an attempt that was cut off").unwrap();
+        fs::write(dir.join("letters.txt"), "dear").unwrap();
+        let refused = Settings::begin(dir, wanted("c1")).unwrap_err();
+        assert!(refused.to_string().contains("letters.txt"), "{refused}");
+        assert!(!dir.join(FILE).exists(), "nothing was made");
+        fs::rename(dir.join("letters.txt"), dir.join("log.db")).unwrap();
+        let refused = Settings::begin(dir, wanted("c1")).unwrap_err();
+        assert!(matches!(refused, SettingsError::Occupied { .. }), "{refused}");
+        fs::remove_file(dir.join("log.db")).unwrap();
+        Settings::begin(dir, wanted("c1")).unwrap();
+    }
+
+    #[test]
+    fn what_came_to_nothing_is_taken_away_and_nothing_else() {
+        let outer = tempfile::tempdir().unwrap();
+        let absent = outer.path().join("c1");
+        let before = Before::look(&absent);
+        Settings::begin(&absent, wanted("c1")).unwrap();
+        before.restore(&absent).unwrap();
+        assert!(!absent.exists() && outer.path().exists());
+
+        let empty = outer.path().join("disk");
+        fs::create_dir_all(empty.join(LOST_AND_FOUND)).unwrap();
+        let before = Before::look(&empty);
+        Settings::begin(&empty, wanted("c1")).unwrap();
+        fs::create_dir(empty.join("snapshots")).unwrap();
+        before.restore(&empty).unwrap();
+        let left: Vec<_> = fs::read_dir(&empty)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(left, [LOST_AND_FOUND]);
+
+        Settings::begin(&empty, wanted("c1")).unwrap();
+        Before::look(&empty).restore(&empty).unwrap();
+        assert!(empty.join(FILE).exists(), "that one others may have heard of");
     }
 
     #[test]

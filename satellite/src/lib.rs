@@ -8,6 +8,7 @@ pub mod control;
 mod data;
 pub mod engine;
 pub mod pool;
+pub mod quiet;
 pub mod replicas;
 
 // Deliberate defects are for tests: nothing that serves data may be built with them.

@@ -55,7 +55,7 @@ struct Engine {
 #[derive(Args, Debug)]
 struct Run {
     /// Name of the node, as given to `storctl node create`.
-    #[arg(long)]
+    #[arg(long, value_parser = node)]
     node: String,
     /// Directory for the satellite's state.
     #[arg(long, value_name = "DIR")]
@@ -90,6 +90,12 @@ struct Run {
 /// A list as one value: a bare `Vec` would make clap take several arguments.
 #[derive(Clone, Debug)]
 struct TransportList(Vec<String>);
+
+/// Before anything is made: a state directory belongs to the node it was made for.
+fn node(text: &str) -> Result<String, stor_name::NameError> {
+    stor_name::check(stor_name::Kind::Node, text)?;
+    Ok(text.to_owned())
+}
 
 fn transport_list(text: &str) -> Result<TransportList, String> {
     transports::parse(text).map(TransportList)

@@ -240,6 +240,26 @@ fn a_damaged_or_newer_marker_is_refused_and_kept() {
 }
 
 #[test]
+fn a_directory_inside_a_pool_is_refused() {
+    let outer = TempDir::new().unwrap();
+    drop(open(outer.path()).unwrap());
+    let inner = outer.path().join("a/b");
+    fs::create_dir_all(&inner).unwrap();
+    let other = TempDir::new().unwrap();
+    let link = other.path().join("link");
+    std::os::unix::fs::symlink(&inner, &link).unwrap();
+    for path in [&inner, &link] {
+        let error = open(path).unwrap_err();
+        assert!(matches!(error, PoolError::Nested { .. }), "{error}");
+        assert!(error.to_string().contains("pool sp01 of node s1"), "{error}");
+        assert!(!inner.join(MARKER).exists());
+    }
+    // One that is used already goes on: its replicas are there.
+    marker::write(&inner, &Marker::new("s1", "sp01")).unwrap();
+    open(&inner).unwrap();
+}
+
+#[test]
 fn a_full_file_system_is_refused_for_a_new_pool() {
     let directory = TempDir::new().unwrap();
     let Some(_mounted) = Mounted::new("tmpfs", directory.path(), "size=4m") else {

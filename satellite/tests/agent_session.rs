@@ -10,6 +10,7 @@
 mod fake_controller;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fake_controller::{Manner, controller, leader, visit};
 use stor_proto::satellite as proto;
@@ -18,8 +19,9 @@ use stor_replication::catalogue::Change;
 use stor_replication::ids::{Epoch, VolumeId};
 use stor_satellite::agent::ask::{self, Asker, Reply};
 use stor_satellite::agent::dial::Dialer;
-use stor_satellite::agent::session::{Ends, Session};
+use stor_satellite::agent::session::{Ends, Session, run_apart};
 use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
@@ -162,6 +164,95 @@ async fn controllers_of_the_last_session_are_dialled_too() {
         .run(),
     );
     visit(&mut coming).await.hear_hello().await;
+}
+
+/// What a controller is behind that can hang: connections are taken, and nothing comes through any more.
+async fn hangs_later(controller: &str) -> (String, watch::Sender<bool>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let to = controller.trim_start_matches("http://").to_owned();
+    let (hang, hangs) = watch::channel(false);
+    let dialled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&dialled);
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+            let (to, mut hangs) = (to.clone(), hangs.clone());
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(&to).await.unwrap();
+                let copied = tokio::io::copy_bidirectional(&mut near, &mut far);
+                let hung = tokio::select! {
+                    _ = copied => false,
+                    hangs = hangs.wait_for(|hangs| *hangs) => hangs.is_ok(),
+                };
+                if hung {
+                    // Both connections stay open.
+                    std::future::pending::<()>().await;
+                }
+            });
+        }
+    });
+    (address, hang, dialled)
+}
+
+#[tokio::test]
+async fn a_controller_that_hangs_is_left_for_another_though_it_is_named() {
+    let (leads, mut coming) = leader().await;
+    let (hung, hang, dialled) = hangs_later(&leads).await;
+    let names_it = controller(Manner::NameLeader(hung.clone())).await;
+    let (next, mut coming_next) = leader().await;
+    let satellite = Satellite::dial(&[&hung, &names_it, &next]);
+    let mut first = visit(&mut coming).await;
+    first.welcome(&[], QUIET).await;
+    assert_eq!(dialled.load(Ordering::SeqCst), 1);
+    hang.send(true).unwrap();
+    let mut second = visit(&mut coming_next).await;
+    second.welcome(&[], QUIET).await;
+    assert_eq!(dialled.load(Ordering::SeqCst), 1, "it was dialled again");
+    satellite.see(1);
+    while second.hear_status().await.desired_revision != 1 {}
+}
+
+/// Whatever else the agent waits for, and with whatever it keeps its threads.
+#[test]
+fn a_session_of_its_own_thread_goes_on_while_the_agent_hangs() {
+    let controllers = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (leads, mut coming) = controllers.block_on(leader());
+    let agent = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    agent.block_on(async {
+        let directory = TempDir::new().unwrap();
+        let (_asker, asks) = ask::channel();
+        let (_status, status) = watch::channel(Some(Arc::new(proto::Status::default())));
+        let (desired, _desired) = mpsc::channel(1);
+        let ends = Ends {
+            status,
+            asks,
+            desired,
+            removals: mpsc::channel(1).0,
+        };
+        let dialer = Dialer::new(vec![leads], directory.path().join("controllers.json"));
+        let session = Session::new(proto::Hello::default(), dialer, ends);
+        let _apart = run_apart(session).unwrap();
+        // From here on, the only thread of the agent's runtime does not come back.
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        controllers.spawn(async move {
+            let mut visit = visit(&mut coming).await;
+            visit.welcome(&[], 50).await;
+            for _ in 0..5 {
+                visit.hear_status().await;
+            }
+            tell.send(()).unwrap();
+        });
+        told.recv_timeout(fake_controller::PATIENCE).unwrap();
+    });
 }
 
 #[tokio::test]

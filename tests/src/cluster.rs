@@ -173,6 +173,13 @@ impl Cluster {
         Ok(self.ports.get(u16::try_from(index)?))
     }
 
+    /// The port on which a controller listens for others.
+    pub fn peer_port(&self, controller: &str) -> anyhow::Result<u16> {
+        let place = CONTROLLERS.iter().position(|known| *known == controller);
+        let place = place.with_context(|| format!("there is no controller {controller}"))?;
+        Ok(self.ports.get(u16::try_from(2 * place + 1)?))
+    }
+
     // ---- the API --------------------------------------------------------------------------------
 
     /// The API of any controller.

@@ -147,8 +147,27 @@ impl Cluster {
                 self.controller_ready(controller, true).await?;
             }
         }
+        let mut missing = Vec::new();
         for controller in &self.controllers {
-            self.controller_ready(controller, false).await?;
+            if let Err(failure) = self.controller_ready(controller, false).await {
+                missing.push((controller, failure));
+            }
+        }
+        let ready = self.controllers.len() - missing.len();
+        // A majority carries the cluster; one that is damaged must not keep the volumes from their users.
+        let carried = ready * 2 > self.controllers.len();
+        for (controller, failure) in missing {
+            if !carried {
+                return Err(failure);
+            }
+            note(&failure.render());
+            let (name, dir) = (&controller.name, self.place.of(&controller.name));
+            note(&format!(
+                "going on without {}: the other {ready} carry the cluster, as long as none of them fails. To replace it: \
+                 storctl controller remove {name}, delete {}, start the quickstart again",
+                controller.title,
+                dir.display()
+            ));
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ fn state(state: VolumeState) -> Cell {
         VolumeState::Creating => ("creating", Tone::Warn),
         VolumeState::Healthy => ("healthy", Tone::Good),
         VolumeState::Degraded => ("degraded", Tone::Warn),
+        VolumeState::Unknown => ("unknown", Tone::Warn),
         VolumeState::Suspended => ("suspended", Tone::Bad),
         VolumeState::Failed => ("failed", Tone::Bad),
         VolumeState::CatalogueBehind => ("catalogue-behind", Tone::Bad),

@@ -6,7 +6,7 @@
 
 pub mod backup;
 pub mod client;
-pub mod name;
+pub use stor_name as name;
 pub mod objects;
 pub mod problem;
 pub mod size;

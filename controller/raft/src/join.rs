@@ -6,7 +6,7 @@ use std::time::Duration;
 use stor_proto::peer as proto;
 use tokio::time::Instant;
 
-use crate::channel::Channels;
+use crate::channel::{Channels, never_sent};
 use crate::{PeerInfo, wire};
 
 /// The whole of it; a big snapshot outlasts one attempt of the leader.
@@ -25,7 +25,9 @@ pub enum JoinError {
         reason: String,
     },
     /// No leader took it in within three minutes.
-    #[error("no controller took this one in within {limit:?}; the last answers were: {}", answers.join("; "))]
+    #[error(
+        "no controller took this one in within {} s ({}); repeat the command to go on", limit.as_secs(), answers.join("; ")
+    )]
     Unreachable {
         /// The time.
         limit: Duration,
@@ -41,6 +43,7 @@ pub enum JoinError {
 pub async fn join(seeds: &[String], me: &PeerInfo) -> Result<(), JoinError> {
     let deadline = Instant::now() + DEADLINE;
     let channels = Channels::default();
+    let mut said = Vec::new();
     loop {
         let mut answers = Vec::new();
         let mut asked = BTreeSet::new();
@@ -61,6 +64,14 @@ pub async fn join(seeds: &[String], me: &PeerInfo) -> Result<(), JoinError> {
                 limit: DEADLINE,
                 answers,
             });
+        }
+        if said != answers {
+            tracing::warn!(
+                answers = answers.join("; "),
+                left_s = deadline.saturating_duration_since(Instant::now()).as_secs(),
+                "no controller takes this one in yet; asking on"
+            );
+            said = answers;
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -87,6 +98,9 @@ async fn ask(channels: &Channels, address: &str, me: &PeerInfo, deadline: Instan
     };
     match tokio::time::timeout_at(deadline, client.join(request)).await {
         Err(_) => Answer::Later("no answer".to_owned()),
+        Ok(Err(status)) if never_sent(&status) => Answer::Later(
+            "cannot be reached; is a controller running there, and is this its peer address?".to_owned(),
+        ),
         Ok(Err(status)) => Answer::Later(status.message().to_owned()),
         Ok(Ok(reply)) => match reply.into_inner().outcome {
             Some(Outcome::Joined(_)) => Answer::Joined,

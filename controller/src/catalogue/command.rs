@@ -188,6 +188,19 @@ pub enum Action {
         /// Were to be deleted and are gone.
         gone: Vec<(VolumeId, ReplicaId)>,
     },
+    /// A node found metadata of a replica damaged and did without. For the event only; said once.
+    ReplicaMended {
+        /// Reporting node.
+        node: String,
+        /// Volume.
+        volume: VolumeId,
+        /// Replica.
+        replica: ReplicaId,
+        /// What was damaged, where, and what was done.
+        what: String,
+        /// When its node found it, RFC 3339.
+        found: String,
+    },
     /// An engine's node asks to move the view; see [`Change`].
     ChangeView {
         /// Volume.

@@ -201,6 +201,7 @@ statements! {
     TRIM_EVENTS = "DELETE FROM events WHERE seq <= (SELECT MAX(seq) FROM events) - ?";
     EVENTS_AFTER = "SELECT seq, time, severity, kind, object, message FROM events WHERE seq > ? \
         ORDER BY seq LIMIT ?";
+    EVENT_SAID = "SELECT 1 FROM events WHERE kind = ? AND object = ? AND message = ? LIMIT 1";
     EVENTS_LAST = "SELECT MAX(seq) FROM events";
 
     COUNT_VOLUMES = "SELECT COUNT(*) FROM volumes";

@@ -12,6 +12,7 @@ pub mod emptying;
 #[cfg(test)]
 mod emptying_tests;
 mod healing;
+mod mended;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use crate::cluster::{Cluster, Look, Trouble};
 use crate::observed::Observations;
 use crate::plan;
 use healing::Healing;
+use mended::Mended;
 use snapshots::Batches;
 
 /// Even when nothing moves, time does: nodes go offline by silence.
@@ -56,6 +58,7 @@ pub async fn run(cluster: Arc<Cluster>) {
 async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
     let (mut applied, mut reports) = (cluster.raft.applied(), cluster.observed.changes());
     let (mut healing, mut batches) = (Healing::default(), Batches::default());
+    let mut mended = Mended::default();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -63,7 +66,10 @@ async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
         reports.borrow_and_update();
         let settled = cluster.settled();
         match actions(cluster, settled, &mut healing, &mut batches).await {
-            Ok(actions) => propose(cluster, actions).await,
+            Ok(mut actions) => {
+                actions.extend(mended.decide(&cluster.observed.look()));
+                propose(cluster, actions).await;
+            }
             Err(error) => tracing::error!(error = %error, "looking for work failed"),
         }
         let ended = tokio::select! {

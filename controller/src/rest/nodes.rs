@@ -86,9 +86,10 @@ fn check_address(address: &str) -> Result<(), Failure> {
         address.chars().all(|c| c.is_ascii_digit() || c == '.') && address.parse::<Ipv4Addr>().is_err();
     if address.is_empty() || address.len() > 255 || !address.chars().all(allowed) || is_slip {
         return Err(Failure::invalid(format!(
-            "{:?} is not an address; give a host name or an IP address",
+            "{:?} is not an address",
             address.chars().take(80).collect::<String>()
-        )));
+        ))
+        .remedy("give the host name or IP address under which the other nodes reach it"));
     }
     Ok(())
 }

@@ -103,7 +103,18 @@ impl Failure {
     }
 
     pub(super) fn not_found(what: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::NOT_FOUND, NOT_FOUND, format!("there is no {what}"))
+        let what = what.to_string();
+        let remedy = match what.split(' ').next() {
+            Some(
+                noun
+                @ ("node" | "pool" | "class" | "volume" | "snapshot" | "controller" | "replica" | "disk"),
+            ) => {
+                format!("`storctl {noun} list` shows what there is")
+            }
+            Some("attachment") => "`storctl volume list` shows what is attached where".to_owned(),
+            _ => String::new(),
+        };
+        Self::new(StatusCode::NOT_FOUND, NOT_FOUND, format!("there is no {what}")).remedy(remedy)
     }
 
     pub(super) fn conflict(code: &str, title: impl Into<String>) -> Self {

@@ -6,10 +6,12 @@ use stor_api::objects::{
     AttachmentState, Check, Controller, ControllerRole, Health, NodeKind, NodeState, Pool, PoolState,
     ReplicaState, Severity, Status, StatusNodes, StatusPool, VolumeState,
 };
-use stor_api::objects::{Node, Tombstone, TombstoneState, Volume};
+use stor_api::objects::{Node, Replica, Tombstone, TombstoneState, Volume};
 use stor_api::size;
+use stor_replication::catalogue::EjectReason;
 
 use super::history;
+use super::volume::{LAST, REPLACE};
 use crate::catalogue::command::Purpose;
 use crate::catalogue::row;
 use crate::observed::Observations;
@@ -244,6 +246,56 @@ fn in_sync_nodes(volume: &Volume) -> String {
     nodes.join(" or ")
 }
 
+/// What gives a volume back the copies it lacks, by what is wrong with each.
+fn regain(volume: &Volume) -> String {
+    let mut remedies = Vec::new();
+    let mut away = Vec::new();
+    for replica in volume
+        .replicas
+        .iter()
+        .filter(|one| one.state != ReplicaState::InSync)
+    {
+        match replica.state {
+            ReplicaState::Offline => away.push(replica.node.as_str()),
+            ReplicaState::Failed => remedies.push(mend(replica)),
+            ReplicaState::Stale if replica.reason == EjectReason::NoSpace.to_string() => {
+                remedies.push(format!(
+                    "make room in pool {} on {}: grow it, or delete volumes or snapshots there",
+                    replica.pool, replica.node
+                ));
+            }
+            ReplicaState::InSync
+            | ReplicaState::Creating
+            | ReplicaState::Stale
+            | ReplicaState::Syncing
+            | ReplicaState::Deleting => {}
+        }
+    }
+    if !away.is_empty() {
+        remedies.insert(0, format!("bring {} back", away.join(" and ")));
+    }
+    remedies.push("what is missing is copied by itself".to_owned());
+    remedies.join("; ")
+}
+
+/// What helps a replica that its node can't use.
+fn mend(replica: &Replica) -> String {
+    if let Some((_, command)) = replica.reason.split_once(REPLACE) {
+        return format!("its files are of no use any more; {REPLACE}{command}");
+    }
+    if replica.reason.ends_with(LAST) {
+        return format!(
+            "bring back the files of the replica on {}: mount its disk, or copy them from where they are still whole; \
+             without them, a snapshot or a backup of the volume is what is left",
+            replica.node
+        );
+    }
+    format!(
+        "look at pool {} on node {}, and at the satellite's log there; the replica is used again when its node can open it",
+        replica.pool, replica.node
+    )
+}
+
 fn volumes(volumes: &[Volume]) -> Vec<Check> {
     let mut checks = Vec::new();
     for volume in volumes {
@@ -252,6 +304,7 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
             "bring back {}: a replica that is in sync is there",
             in_sync_nodes(volume)
         );
+        let degraded = regain(volume);
         let force = format!(
             "bring the named nodes back; or: storctl volume delete {} --force, which says what it leaves behind",
             volume.name
@@ -261,7 +314,13 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
                 "VOLUME_DEGRADED",
                 Severity::Warning,
                 "has less than its full redundancy",
-                "bring the named nodes back; what they missed is copied by itself",
+                degraded.as_str(),
+            )),
+            VolumeState::Unknown => Some((
+                "VOLUME_UNKNOWN",
+                Severity::Warning,
+                "was not heard of since the present controller leads",
+                "wait a moment; if it stays, bring the named nodes back",
             )),
             VolumeState::Suspended => Some((
                 "VOLUME_SUSPENDED",
@@ -279,7 +338,7 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
                 "VOLUME_CREATING",
                 Severity::Warning,
                 "is still being created",
-                "bring the named nodes back, or delete the volume",
+                "put right what is named, or delete the volume: another one is placed elsewhere",
             )),
             VolumeState::Deleting if !volume.reason.is_empty() => Some((
                 "VOLUME_DELETING",
@@ -309,7 +368,7 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
                     volume.name, replica.node, replica.reason
                 ),
                 format!("replica/{}/{}", volume.name, replica.node),
-                "look at the pool on the node; the replica is not used until its node reports it as ready",
+                &mend(replica),
             ));
         }
     }
@@ -395,6 +454,7 @@ fn count_volumes(volumes: &[Volume]) -> BTreeMap<String, u64> {
             VolumeState::Creating => "creating",
             VolumeState::Healthy => "healthy",
             VolumeState::Degraded => "degraded",
+            VolumeState::Unknown => "unknown",
             VolumeState::Suspended => "suspended",
             VolumeState::Failed => "failed",
             VolumeState::CatalogueBehind => "catalogue-behind",

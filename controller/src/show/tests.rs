@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stor_api::objects::{
     AttachmentState, Controller, ControllerRole, Health, NodeState, PoolState, ReplicaState, Severity,
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::catalogue::command::{NodeKind, PoolKind, PoolWish, Purpose, VolumeWish};
 use crate::catalogue::row;
-use crate::observed::{Heard, OFFLINE_AFTER, Observations};
+use crate::observed::{Heard, LOST_AFTER, OFFLINE_AFTER, Observations};
 use crate::show;
 
 mod health;

@@ -76,10 +76,20 @@ fn replica(row: &row::Volume, id: ReplicaId, seen: &Observations) -> Option<Repl
     } else if !seen.online(&member.node) {
         (
             ReplicaState::Offline,
-            format!("node {} is not connected", member.node),
+            if seen.unheard(&member.node) {
+                format!("nothing was heard yet of node {}", member.node)
+            } else {
+                format!("node {} is not connected", member.node)
+            },
         )
     } else if let Some(error) = report.and_then(failure) {
-        (ReplicaState::Failed, error)
+        let beyond_help = report.is_some_and(|report| report.beyond_help);
+        let reason = if beyond_help {
+            format!("{error}; {}", replace(row, id))
+        } else {
+            error
+        };
+        (ReplicaState::Failed, reason)
     } else if place.phase == row::ReplicaPhase::Creating {
         (ReplicaState::Creating, String::new())
     } else {
@@ -134,6 +144,24 @@ pub(super) fn failure(report: &ReplicaStatus) -> Option<String> {
     }
 }
 
+/// In the reason of a replica whose files are of no use any more, before the command that replaces it.
+pub(super) const REPLACE: &str = "replace it: ";
+/// The same where there is nothing to copy from.
+pub(super) const LAST: &str = "no other replica has every write";
+
+/// What to do about a replica whose files are of no use any more.
+fn replace(row: &row::Volume, id: ReplicaId) -> String {
+    let others = row.row.in_sync().filter(|other| *other != id).count();
+    if others == 0 {
+        return LAST.to_owned();
+    }
+    let name = &row.name;
+    format!(
+        "{REPLACE}storctl replica remove {name} --id {}, then storctl replica add {name}",
+        id.0
+    )
+}
+
 /// State of a volume and why it is not healthy.
 pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observations) -> (VolumeState, String) {
     let waiting = |state: ReplicaState| -> String {
@@ -179,6 +207,7 @@ pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observation
             | EngineState::Stopping => {}
         }
     }
+    let served = engine(row, seen).is_some_and(|engine| engine.state() == EngineState::Serving);
     if let Some(reason) = behind {
         return (VolumeState::CatalogueBehind, reason);
     }
@@ -186,10 +215,16 @@ pub fn volume_health(row: &row::Volume, replicas: &[Replica], seen: &Observation
         .iter()
         .any(|replica| replica.state == ReplicaState::InSync)
     {
-        let reason = format!(
-            "no replica with all writes can be reached: {}",
-            waiting(ReplicaState::InSync)
-        );
+        let why = waiting(ReplicaState::InSync);
+        // It goes on; that no controller hears the nodes of its replicas is another matter.
+        if served {
+            return (VolumeState::Degraded, why);
+        }
+        let unheard = |replica: &Replica| replica.in_sync && seen.unheard(&replica.node);
+        if replicas.iter().any(unheard) {
+            return (VolumeState::Unknown, why);
+        }
+        let reason = format!("no replica with all writes can be reached: {why}");
         return (VolumeState::Failed, reason);
     }
     if replicas

@@ -108,6 +108,9 @@ pub enum AgentError {
     /// /proc.
     #[error("cannot look for running engines: {0}; is /proc mounted?")]
     Processes(#[source] io::Error),
+    /// No thread for the session with the controllers.
+    #[error("cannot start a thread for the session with the controllers: {0}")]
+    Session(#[source] io::Error),
     /// An epoch could not be noted.
     #[error(transparent)]
     Record(#[from] durable::ReplaceError),
@@ -174,10 +177,10 @@ pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> R
         version = env!("CARGO_PKG_VERSION"),
         "satellite started"
     );
-    let session = tokio::spawn(session.run());
+    let session = session::run_apart(session).map_err(AgentError::Session)?;
     let node = Node::new(paths, store, storage, volumes, told, changed, options.looks);
     node.run(wishes, storage_done, to_remove, ending).await;
-    session.abort();
+    drop(session);
     drop(state);
     Ok(())
 }

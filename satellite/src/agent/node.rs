@@ -28,6 +28,10 @@ const COUNTERS: Duration = Duration::from_secs(1);
 /// Between attempts to write what could not be written.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How long a node that stops goes on serving replicas to engines elsewhere, which may be about to drain: nodes that
+/// are stopped together end their own engines first. Engines that go on get by without it.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// How long the replica server may take to close the replicas at the end.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -255,6 +259,7 @@ impl Node {
         tracing::info!(?ending, "satellite ends");
         if ending == Ending::Halt {
             self.volumes.halt().await;
+            self.linger().await;
         }
         self.storage.close();
         let deadline = Instant::now() + CLOSE_DEADLINE;
@@ -263,6 +268,23 @@ impl Node {
                 tracing::warn!("some replicas are not closed in time; they are left as by a kill");
                 break;
             }
+            tokio::time::sleep(SERVER_LOOK.0).await;
+        }
+    }
+}
+
+impl Node {
+    /// Goes on serving until no engine has a session with a replica any more, for a while.
+    async fn linger(&self) {
+        let deadline = Instant::now() + LINGER;
+        if self.storage.sessions() > 0 {
+            tracing::info!(
+                engines = self.storage.sessions(),
+                seconds = LINGER.as_secs(),
+                "engines elsewhere use replicas of this node: waiting a while for them to end"
+            );
+        }
+        while self.storage.sessions() > 0 && Instant::now() < deadline {
             tokio::time::sleep(SERVER_LOOK.0).await;
         }
     }

@@ -3,7 +3,9 @@
 //!
 //! Promises: every change of the status is told at once, and the whole of it at every heartbeat; every
 //! question is asked again on each new session until it is answered. It dials for ever, because a node
-//! without controllers goes on with what it has and must be there when they come back.
+//! without controllers goes on with what it has and must be there when they come back. A controller that says
+//! nothing any more is left within three seconds, and another one is dialled first. It runs on a thread of its
+//! own ([`run_apart`]): whatever in the agent waits for a disk, the controllers go on hearing that the node is there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +16,7 @@ use stor_proto::satellite::from_controller::Kind as FromController;
 use stor_proto::satellite::from_satellite::Kind as FromSatellite;
 use stor_proto::satellite::satellites_client::SatellitesClient;
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -26,13 +28,21 @@ use super::history::{Pin, PinError};
 use super::row::Volume;
 
 /// TCP connect; on a LAN it takes a millisecond.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// From the call to Welcome, and for a message to be taken by the connection.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// From the call to Welcome, and for a message to be taken by the connection. A leader asks the others before it
+/// answers, which takes milliseconds; one that is stopped is connected to by its kernel, and then says nothing.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A controller that is stopped or cut off is noticed after interval and timeout.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// A controller that is stopped or cut off is noticed after both together. As long as an election takes: a write may be
+/// waiting for it, and a session that ends for nothing costs a dial.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+
+/// For the disk to keep the controllers' addresses.
+const KEEP_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Threads that may hang on that disk, or on a name server.
+const BLOCKING: usize = 4;
 
 /// An unanswered question is asked again on the same session after this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -76,6 +86,25 @@ enum SessionError {
     History(PinError),
     #[error("the agent ends")]
     AgentEnds,
+}
+
+impl SessionError {
+    /// Nothing came in time, or nothing comes any more: of a controller that hangs, or whose packets are lost. One that is
+    /// dead or that refuses has answered.
+    fn is_silence(&self) -> bool {
+        match self {
+            Self::Deadline => true,
+            // The connection's own word: its keep-alive, or the kernel's.
+            Self::Refused(status) => chain(status.as_ref()).contains("timed out"),
+            Self::Address { .. }
+            | Self::Connect(_)
+            | Self::NotLeader { .. }
+            | Self::Ended
+            | Self::NoWelcome
+            | Self::History(_)
+            | Self::AgentEnds => false,
+        }
+    }
 }
 
 impl From<tonic::Status> for SessionError {
@@ -183,6 +212,7 @@ impl Session {
                     self.dialer.leads(leader.clone());
                     continue;
                 }
+                error if error.is_silence() => self.dialer.silent(&next.address),
                 _ => self.dialer.failed(),
             }
             self.say(&next.address, &error);
@@ -223,13 +253,23 @@ impl Session {
             pin.admit(&welcome.history, welcome.generation)
                 .map_err(SessionError::History)?;
         }
-        self.dialer.welcomed(welcome.controllers);
+        self.welcomed(welcome.controllers).await;
         let heartbeat = welcome.heartbeat_ms.clamp(*HEARTBEAT.start(), *HEARTBEAT.end());
         Ok(Connection {
             outgoing,
             incoming,
             heartbeat: Duration::from_millis(heartbeat.into()),
         })
+    }
+
+    async fn welcomed(&mut self, controllers: Vec<String>) {
+        if let Some(keep) = self.dialer.welcomed(controllers) {
+            let written = tokio::task::spawn_blocking(move || keep.write());
+            // With a disk that hangs it is written later, or the next start dials by the command line.
+            if timeout(KEEP_DEADLINE, written).await.is_err() {
+                tracing::warn!("the addresses of the controllers are not kept yet: the disk does not answer");
+            }
+        }
     }
 
     async fn serve(&mut self, mut connection: Connection) -> SessionError {
@@ -317,7 +357,7 @@ impl Session {
     async fn heard(&mut self, message: proto::FromController) -> Result<(), SessionError> {
         match message.kind {
             Some(FromController::Welcome(welcome)) => {
-                self.dialer.welcomed(welcome.controllers);
+                self.welcomed(welcome.controllers).await;
                 Ok(())
             }
             Some(FromController::Desired(desired)) => self
@@ -365,6 +405,37 @@ impl Session {
     }
 }
 
+/// Runs a session on a thread and runtime of its own, until the answer is dropped: its timers and its connection
+/// wait for nothing that the rest of the agent does.
+pub fn run_apart(session: Session) -> std::io::Result<Apart> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("session-disk")
+        .max_blocking_threads(BLOCKING)
+        .build()?;
+    let (end, ended) = oneshot::channel::<()>();
+    std::thread::Builder::new()
+        .name("session".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = session.run() => {}
+                    // Dropped by whoever runs the agent.
+                    _ = ended => {}
+                }
+            });
+            // It may be writing to a disk that hangs.
+            runtime.shutdown_background();
+        })?;
+    Ok(Apart { _end: end })
+}
+
+/// A session that runs on a thread of its own; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Apart {
+    _end: oneshot::Sender<()>,
+}
+
 fn reply(answer: proto::Answer) -> Option<Result<Reply, super::row::RowError>> {
     use proto::answer::Kind;
     let boxed = |volume: proto::Volume| Volume::try_from(volume).map(Box::new);
@@ -396,9 +467,10 @@ async fn dial(address: &str) -> Result<Channel, SessionError> {
 /// Reads a controller's address, `http://host:port`.
 pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
     Ok(Endpoint::from_shared(address.to_owned())?
-        .connect_timeout(CONNECT_DEADLINE)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        // The deadline around it is the one that counts: it is told apart from a refusal.
+        .connect_timeout(CONNECT_DEADLINE * 2)
+        .http2_keep_alive_interval(KEEP_ALIVE.0)
+        .keep_alive_timeout(KEEP_ALIVE.1)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true))
 }

@@ -397,8 +397,8 @@ impl Storage {
             return Ok(false);
         }
         for report in &reports {
-            if let ReplicaState::Failed(reason) = &report.state
-                && !self.reports.contains(report)
+            if let ReplicaState::Failed(reason) | ReplicaState::Damaged(reason) = &report.state
+                && !self.reports.iter().any(|before| before.is_same_trouble(report))
             {
                 tracing::error!(volume = %report.volume, replica = %report.replica, reason, "a replica failed");
             }
@@ -452,6 +452,11 @@ impl Storage {
     pub fn close(&mut self) {
         self.specs.clear();
         self.serve();
+    }
+
+    /// Connections of engines that use a replica here.
+    pub fn sessions(&self) -> usize {
+        self.server.as_ref().map_or(0, Server::sessions)
     }
 
     /// Whether every replica is closed.
@@ -566,6 +571,11 @@ impl Storage {
             status.size_bytes = report.about.as_ref().map_or(0, |about| about.size);
             let about = report.about.as_ref().filter(|_| self.desired.keep);
             status.stored = about.map(|about| told(about, &wanted.pool));
+            if !report.mended.is_empty() {
+                status.mended.clone_from(&report.mended);
+                status.mended_at = report.mended_at;
+            }
+            status.beyond_help = matches!(report.state, ReplicaState::Damaged(_) | ReplicaState::Missing);
         }
         let looked = self.pools.get(&wanted.pool).and_then(|slot| slot.last.as_ref());
         let work = looked.and_then(|looked| looked.as_ref().ok()?.replicas.get(&key)?.as_ref().ok());
@@ -575,9 +585,10 @@ impl Storage {
             (Wish::Delete, _) if self.deleted.contains(&key) => (Told::Deleted, String::new()),
             (Wish::Serve | Wish::Make { .. }, Some(ReplicaState::Ready)) => (Told::Ready, String::new()),
             (Wish::Serve | Wish::Make { .. }, Some(ReplicaState::Missing)) => (Told::Missing, String::new()),
-            (Wish::Serve | Wish::Make { .. }, Some(ReplicaState::Failed(reason))) => {
-                (Told::Failed, reason.clone())
-            }
+            (
+                Wish::Serve | Wish::Make { .. },
+                Some(ReplicaState::Failed(reason) | ReplicaState::Damaged(reason)),
+            ) => (Told::Failed, reason.clone()),
             // Under way, unless something is in the way.
             (Wish::Delete, _) | (_, Some(ReplicaState::Opening) | None) => {
                 (Told::Failed, self.obstacle(key, wanted)?)

@@ -1,6 +1,7 @@
 //! The engine's clients: NBD connections and the kernel's FUSE.
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stor_device::{Completion, Outcome};
@@ -11,10 +12,13 @@ use stor_transport::nbd;
 
 use super::nbd::Client;
 use super::request::{Answer, Asker};
-use super::shell::{ACCEPT, CLIENT_RECV, CLIENT_SEND, MAX_CLIENTS, Shell};
+use super::shell::{ACCEPT, CLIENT_RECV, CLIENT_SEND, MAX_CLIENTS, Shell, now};
 use super::{fuse, guest};
 use crate::control::Transport;
 use crate::data::Data;
+
+/// Pause after a client could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 impl Shell {
     pub(super) fn accepted(&mut self, completion: Completion) {
@@ -34,11 +38,24 @@ impl Shell {
                 }
             }
             Ok(Outcome::Accepted(fd)) => {
-                tracing::warn!(limit = MAX_CLIENTS, "a client is refused: there are too many");
+                if let Some(times) = self.quiet.say(now(), "a client is refused") {
+                    tracing::warn!(
+                        limit = MAX_CLIENTS,
+                        times,
+                        "a client is refused: there are too many"
+                    );
+                }
                 self.reactor.close(fd);
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "a client could not be accepted"),
+            Err(error) => {
+                if let Some(times) = self.quiet.say(now(), &error.to_string()) {
+                    tracing::warn!(%error, times, "a client could not be accepted");
+                }
+                // Out of descriptors, mostly: at once it would fail again, and keep the thread from I/O.
+                self.accept_at = Some(now() + ACCEPT_AGAIN);
+                return;
+            }
         }
         if let Some(listener) = self.listener {
             self.reactor.accept(listener, ACCEPT);

@@ -6,7 +6,7 @@ use stor_device::{Completion, Fd};
 use stor_replication::engine::{Event, LinkId};
 use stor_replication::ids::ReplicaId;
 
-use super::shell::{CONNECT, LINK_RECV, LINK_SEND, Shell};
+use super::shell::{CONNECT, LINK_RECV, LINK_SEND, Shell, now};
 use crate::channel::Channel;
 
 /// A connection, or the attempt at one.
@@ -94,7 +94,10 @@ impl Shell {
 
     pub(super) fn link_lost(&mut self, id: u64, why: &str) {
         if let Some(link) = self.links.remove(&id) {
-            tracing::info!(replica = %link.replica, why, "connection to a replica lost");
+            // One that takes connections and ends them is dialled for as long as the volume is attached.
+            if let Some(times) = self.quiet.say(now(), &format!("{} {why}", link.replica)) {
+                tracing::info!(replica = %link.replica, why, times, "connection to a replica lost");
+            }
             self.reactor.close(link.fd);
             self.step(Event::Lost {
                 replica: link.replica,

@@ -26,6 +26,7 @@ use crate::control::{
     Config, Counters, FromEngine, Progress, Report, State as ToldState, ToEngine, Transport,
 };
 use crate::data::Data;
+use crate::quiet::Quiet;
 
 /// Unused buffers kept. An idle engine is to stay below 8 MiB in all.
 const KEEP: usize = 1 << 20;
@@ -75,6 +76,10 @@ pub(super) struct Shell {
     pub(super) report_due: bool,
     /// Who refused the right, as it was told last.
     pub(super) barred: String,
+    /// Clients turned away and connections lost, said with a pause in between.
+    pub(super) quiet: Quiet,
+    /// When to accept again after that failed.
+    pub(super) accept_at: Option<Time>,
 }
 
 impl Shell {
@@ -154,6 +159,8 @@ impl Shell {
             report_at: Time::default(),
             report_due: true,
             barred: String::new(),
+            quiet: Quiet::default(),
+            accept_at: None,
         })
     }
 
@@ -188,6 +195,7 @@ impl Shell {
                 | State::Stopping => {}
             }
             let next = self.engine.deadline().min(self.report_at + REPORT_EVERY);
+            let next = self.accept_at.map_or(next, |at| at.min(next));
             self.reactor
                 .wait(Some(next.since(now())), &mut completions)
                 .map_err(EngineError::Wait)?;
@@ -196,6 +204,11 @@ impl Shell {
             }
             while let Some(message) = self.agent.take() {
                 self.told(message);
+            }
+            if self.accept_at.take_if(|at| *at <= now()).is_some()
+                && let Some(listener) = self.listener
+            {
+                self.reactor.accept(listener, ACCEPT);
             }
             if now() >= self.engine.deadline() {
                 self.step(Event::Tick);
@@ -469,6 +482,6 @@ fn listen(path: &Path, reactor: &mut Reactor) -> io::Result<Fd> {
     reactor.register(UnixListener::bind(path)?.into())
 }
 
-fn now() -> Time {
+pub(super) fn now() -> Time {
     Time(clock::boottime())
 }

@@ -84,6 +84,18 @@ pub enum PoolError {
         /// Its node.
         node: String,
     },
+    /// A pool around it: each would count the other's replicas as its own space, and look for its own in them.
+    #[error("{} is inside {}, which is pool {pool} of node {node}; use a directory beside it", path.display(), outer.display())]
+    Nested {
+        /// The directory.
+        path: PathBuf,
+        /// The pool's directory around it.
+        outer: PathBuf,
+        /// The pool.
+        pool: String,
+        /// Its node.
+        node: String,
+    },
     /// Another process holds it.
     #[error("{} is in use by another running satellite", path.display())]
     Locked {
@@ -219,6 +231,9 @@ impl Pool {
             return Err(locked(spec, opener));
         };
         let found = check_marker(spec, opener, marker::read(path)?)?;
+        if found.is_none() {
+            not_nested(path)?;
+        }
         let usage = usage(path)?;
         let abilities = probe::probe(path).map_err(|source| write_error(path, source, usage.free));
         let (marker, snapshots) = match (found, abilities) {
@@ -380,6 +395,24 @@ fn check_marker(
         }),
         (Some(marker), _) => Ok(Some(marker)),
     }
+}
+
+/// A directory that is to become a pool must not be in one.
+fn not_nested(path: &Path) -> Result<(), PoolError> {
+    // By whatever links it is reached.
+    let real = path.canonicalize().map_err(|source| look_error(path, source))?;
+    for outer in real.ancestors().skip(1) {
+        // One that can't be read says nothing against it; it may be anybody's.
+        if let Ok(Some(marker)) = marker::read(outer) {
+            return Err(PoolError::Nested {
+                path: path.to_owned(),
+                outer: outer.to_owned(),
+                pool: marker.pool,
+                node: marker.node,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Whose the directory is that somebody else holds, as far as its marker says it.

@@ -29,10 +29,9 @@ impl Loop<'_> {
             self.gate.trust(keys);
         }
         let Some(wanted) = wanted else { return };
-        self.wanted = wanted
-            .into_iter()
-            .map(|spec| ((spec.volume, spec.replica), spec))
-            .collect();
+        let wanted = wanted.into_iter().map(|spec| ((spec.volume, spec.replica), spec));
+        let before = std::mem::replace(&mut self.wanted, wanted.collect());
+        self.troubles.retain(|key, _| self.wanted.contains_key(key));
         let gone: Vec<Key> = self
             .slots
             .keys()
@@ -62,8 +61,11 @@ impl Loop<'_> {
         for key in self.wanted.keys().copied().collect::<Vec<_>>() {
             self.grow_if_wanted(key);
         }
-        // A spec that changed (an unmade replica that is to be made now) is tried again at once.
-        self.slots.retain(|_, slot| !matches!(slot, Slot::Failed { .. }));
+        // One whose spec changed (an unmade replica that is to be made now) is tried again at once. Not the others: the
+        // list comes again whenever anything was looked at, and trying is something to look at.
+        let same = |key: &Key| before.get(key) == self.wanted.get(key);
+        self.slots
+            .retain(|key, slot| !matches!(slot, Slot::Failed { .. }) || same(key));
         self.changed = true;
     }
 
@@ -136,10 +138,15 @@ impl Loop<'_> {
                     self.try_later(key, ReplicaState::Opening, RETRY_IN_USE);
                 }
                 Err(error) => {
-                    tracing::warn!(volume = %key.0, replica = %key.1, %error, "replica can't be served");
-                    let missing = matches!(error, OpenError::Missing);
-                    let failed = ReplicaState::Failed(error.to_string());
-                    self.try_later(key, if missing { ReplicaState::Missing } else { failed }, RETRY);
+                    let state = match &error {
+                        OpenError::Missing => ReplicaState::Missing,
+                        damaged if damaged.is_damage() => ReplicaState::Damaged(error.to_string()),
+                        _ => ReplicaState::Failed(error.to_string()),
+                    };
+                    if self.note_trouble(key, &state) {
+                        tracing::warn!(volume = %key.0, replica = %key.1, %error, "replica can't be served");
+                    }
+                    self.try_later(key, state, RETRY);
                 }
             }
         }

@@ -5,6 +5,7 @@ mod extents;
 mod gate;
 mod grow;
 mod making;
+mod mended;
 mod open;
 mod pre_sync;
 mod report;
@@ -68,8 +69,10 @@ pub enum ReplicaState {
     Ready,
     /// Its files are not there.
     Missing,
-    /// It can't be used: a damaged superblock, a disk error.
+    /// It can't be used: a disk error, something in the way.
     Failed(String),
+    /// It will never be of use again: nothing helps but another one in its place.
+    Damaged(String),
 }
 
 /// What the server knows of a replica.
@@ -87,6 +90,17 @@ pub struct ReplicaReport {
     pub about: Option<About>,
     /// Snapshots of which a copy may be made or is being made: nobody else may touch those files.
     pub snapshots: BTreeSet<SnapshotId>,
+    /// What of its metadata was found damaged when it was opened, and what was done; empty: nothing.
+    pub mended: String,
+    /// When, seconds since 1970.
+    pub mended_at: u64,
+}
+
+impl ReplicaReport {
+    /// The same replica is in the same state.
+    pub fn is_same_trouble(&self, other: &Self) -> bool {
+        (self.volume, self.replica, &self.state) == (other.volume, other.replica, &other.state)
+    }
 }
 
 /// What a replica's superblock says of it, beside the view.
@@ -141,6 +155,8 @@ struct Shared {
     keys: Option<Keyring>,
     /// What is served.
     report: Vec<ReplicaReport>,
+    /// Connections whose engine uses a replica.
+    sessions: usize,
 }
 
 /// The kernel closes the socket of a killed satellite a moment after its end: an io_uring holds it until it is taken
@@ -225,6 +241,16 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner)
             .report
             .clone()
+    }
+}
+
+impl Server {
+    /// Connections of engines that use a replica here now.
+    pub fn sessions(&self) -> usize {
+        self.shared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .sessions
     }
 }
 

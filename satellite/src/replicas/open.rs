@@ -10,13 +10,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use stor_device::file::{self, DataFile, OpenData, OpenDataError};
-use stor_replication::disk::{PAGE, PageId, SLOTS, Superblock, encode_page};
+use stor_replication::disk::{FormatError, PAGE, PageId, SLOTS, Superblock, encode_page};
 use stor_replication::range::{MAX_VOLUME, REGION};
 use stor_replication::replica::{LoadError, Replica};
 use stor_replication::time::Time;
 use thiserror::Error;
 
-use super::{ReplicaSpec, pre_sync, snapshot, thin};
+use super::{ReplicaSpec, mended, pre_sync, snapshot, thin};
 use crate::data::Data;
 use crate::pool::backing::Room;
 use crate::pool::lvm::ThinError;
@@ -69,6 +69,20 @@ pub(super) enum OpenError {
     },
 }
 
+impl OpenError {
+    /// The files are there and can't be used, and that does not change by itself.
+    pub(super) fn is_damage(&self) -> bool {
+        match self {
+            Self::Short { .. } => true,
+            Self::Metadata { source, .. } => matches!(
+                source,
+                LoadError::Format(FormatError::Superblock | FormatError::Empty)
+            ),
+            Self::Missing | Self::Data(_) | Self::File { .. } | Self::Thin(_) | Self::InUse { .. } => false,
+        }
+    }
+}
+
 /// The opened files of a replica, with all of its metadata in memory.
 #[derive(Debug)]
 pub(super) struct Files {
@@ -79,6 +93,8 @@ pub(super) struct Files {
     pub(super) chunk: Option<u64>,
     /// What the replica held before a resync is there, or something of it.
     pub(super) pre_sync: bool,
+    /// What of the metadata was damaged and done without, in words.
+    pub(super) mended: String,
     /// What the state machine will ask for, by offset.
     pages: HashMap<u64, Vec<u8>>,
 }
@@ -198,8 +214,10 @@ pub(super) fn open(spec: &ReplicaSpec) -> Result<Files, OpenError> {
     };
     // Loaded once here, to learn which pages it takes, and once more where it will live.
     let probe = Replica::<()>::load(spec.volume, spec.replica, spec.cache, Time::default(), &mut read);
-    probe.map_err(bad_metadata(spec))?;
+    let probe = probe.map_err(bad_metadata(spec))?;
+    let mended = mended::tell(spec, probe.superblock(), &pages);
     Ok(Files {
+        mended,
         data: data.fd,
         meta: meta.fd,
         data_size: data.size,

@@ -15,14 +15,26 @@ impl Loop<'_> {
         if !std::mem::take(&mut self.changed) {
             return;
         }
-        let report = self.slots.iter().map(|(key, slot)| report(*key, slot)).collect();
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).report = report;
+        let report = self
+            .slots
+            .iter()
+            .map(|(key, slot)| report(*key, slot, self.troubles.get(key)))
+            .collect();
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.report = report;
+        shared.sessions = self.sessions;
+    }
+
+    /// Remembers why a replica can't be served, until it is. `true`: that is news.
+    pub(super) fn note_trouble(&mut self, key: Key, state: &ReplicaState) -> bool {
+        self.troubles.insert(key, state.clone()).as_ref() != Some(state)
     }
 }
 
-fn report(key: Key, slot: &Slot) -> ReplicaReport {
+fn report(key: Key, slot: &Slot, trouble: Option<&ReplicaState>) -> ReplicaReport {
     let (state, superblock) = match slot {
-        Slot::Making => (ReplicaState::Opening, None),
+        // Tried again: until that is over, what was wrong still is.
+        Slot::Making => (trouble.cloned().unwrap_or(ReplicaState::Opening), None),
         Slot::Served(served) => (
             if served.core().superblock().failed {
                 ReplicaState::Failed("its disk failed a write or a flush; see the satellite's log".to_owned())
@@ -42,6 +54,14 @@ fn report(key: Key, slot: &Slot) -> ReplicaReport {
         snapshots: match slot {
             Slot::Served(served) => served.snapshots(),
             Slot::Making | Slot::Failed { .. } => BTreeSet::new(),
+        },
+        mended: match slot {
+            Slot::Served(served) => served.mended.clone(),
+            Slot::Making | Slot::Failed { .. } => String::new(),
+        },
+        mended_at: match slot {
+            Slot::Served(served) => served.opened_at,
+            Slot::Making | Slot::Failed { .. } => 0,
         },
     }
 }

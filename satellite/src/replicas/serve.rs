@@ -11,10 +11,12 @@ use stor_replication::replica::{Command, DiskAction, DiskError, Event, Replica, 
 use stor_replication::right::Authorised;
 use stor_replication::time::Time;
 use stor_replication::wire::Header;
+use stor_right::Seconds;
 
 use super::ReplicaSpec;
 use super::pre_sync::{Keeper, Next};
 use crate::data::Data;
+use crate::quiet::Quiet;
 
 /// What a reactor operation of a replica was for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +71,12 @@ pub(super) struct Served {
     keeper: Keeper,
     /// Its files are being made larger.
     pub(super) growing: bool,
+    /// What of its metadata was damaged when it was opened, in words.
+    pub(super) mended: String,
+    /// When it was opened, seconds since 1970.
+    pub(super) opened_at: u64,
+    /// Failures of its disk operations, said with a pause in between.
+    failures: Quiet,
     /// Engines that wait for that to be kept.
     pub(super) held: Vec<(ConnId, Header, Authorised)>,
 }
@@ -123,6 +131,9 @@ impl Served {
             copying: false,
             keeper: Keeper::new(pre_sync),
             growing: false,
+            mended: String::new(),
+            opened_at: Seconds::now().0,
+            failures: Quiet::default(),
             held: Vec::new(),
         }
     }
@@ -313,6 +324,7 @@ impl Served {
     /// An operation completed. The event for the state machine, if that ends something for it.
     pub(super) fn completed(
         &mut self,
+        now: Time,
         work: Work,
         completion: Completion,
         reactor: &mut Reactor,
@@ -338,7 +350,7 @@ impl Served {
             self.free(range, reactor, token);
             return None;
         }
-        let result = self.checked(work, &completion);
+        let result = self.checked(now, work, &completion);
         match (work, result) {
             (Work::Read { op, len }, Ok(())) => {
                 let mut buf = completion.buf?;
@@ -375,7 +387,7 @@ impl Served {
     }
 
     /// How an operation went, in the state machine's terms. A failure is logged here, once.
-    fn checked(&self, work: Work, completion: &Completion) -> Result<(), DiskError> {
+    fn checked(&mut self, now: Time, work: Work, completion: &Completion) -> Result<(), DiskError> {
         let error = match (&completion.result, work) {
             (Ok(Outcome::Count(count)), Work::Read { len, .. }) if *count < len => {
                 io::Error::from(io::ErrorKind::UnexpectedEof)
@@ -397,7 +409,13 @@ impl Served {
             }
             _ => DiskError::Failed,
         };
-        tracing::warn!(volume = %self.spec.volume, replica = %self.spec.replica, ?work, %error, "disk operation failed");
+        // A full pool fails each of a thousand writes; what fails is in the first line, how often in the next.
+        if let Some(times) = self.failures.say(now, &error.to_string()) {
+            tracing::warn!(
+                volume = %self.spec.volume, replica = %self.spec.replica, data = %self.spec.data.display(), ?work, %error, times,
+                "disk operation failed"
+            );
+        }
         Err(kind)
     }
 }

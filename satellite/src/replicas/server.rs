@@ -27,6 +27,7 @@ use super::serve::{Asked, Served, Tokens, Work};
 use super::{ReplicaSpec, ReplicaState, Shared};
 use crate::channel::Channel;
 use crate::data::Data;
+use crate::quiet::Quiet;
 
 /// Unused buffers kept: enough for a busy replica, little for an idle node.
 const KEEP: usize = 4 << 20;
@@ -106,6 +107,12 @@ pub(super) struct Loop<'a> {
     pub(super) making: HashMap<PathBuf, usize>,
     /// Connections with something to send.
     stirred: Vec<ConnId>,
+    /// Why replicas can't be served, by what was tried last.
+    pub(super) troubles: HashMap<Key, ReplicaState>,
+    /// Connections bound to a replica.
+    pub(super) sessions: usize,
+    /// Connections that could not be taken.
+    turned_away: Quiet,
     /// When to accept again after that failed.
     accept_at: Option<Time>,
     pub(super) changed: bool,
@@ -146,6 +153,9 @@ pub(super) fn run(
         errands_failed: Vec::new(),
         making: HashMap::new(),
         stirred: Vec::new(),
+        troubles: HashMap::new(),
+        sessions: 0,
+        turned_away: Quiet::default(),
         accept_at: None,
         changed: false,
     };
@@ -211,7 +221,8 @@ impl Loop<'_> {
                     return;
                 };
                 let mut tokens = ForReplica(&mut self.pending, key);
-                if let Some(event) = served.completed(work, completion, &mut self.reactor, &mut tokens) {
+                if let Some(event) = served.completed(now(), work, completion, &mut self.reactor, &mut tokens)
+                {
                     let full = says_full(&event);
                     self.step(key, event);
                     if full {
@@ -243,16 +254,21 @@ impl Loop<'_> {
                 );
             }
             Ok(Outcome::Accepted(fd)) => {
-                tracing::warn!(
-                    limit = MAX_CONNECTIONS,
-                    "a connection is refused: there are too many"
-                );
+                if let Some(times) = self.turned_away.say(now(), "too many") {
+                    tracing::warn!(
+                        limit = MAX_CONNECTIONS,
+                        times,
+                        "a connection is refused: there are too many"
+                    );
+                }
                 self.reactor.close(fd);
             }
             Ok(_) => {}
             Err(error) => {
                 // Out of descriptors, mostly: tried again when some may be free, without holding I/O up.
-                tracing::warn!(%error, "a connection could not be accepted");
+                if let Some(times) = self.turned_away.say(now(), &error.to_string()) {
+                    tracing::warn!(%error, times, "a connection could not be accepted");
+                }
                 self.accept_at = Some(now() + ACCEPT_AGAIN);
                 return;
             }
@@ -332,7 +348,10 @@ impl Loop<'_> {
         else {
             return;
         };
-        conn.key = Some(key);
+        if conn.key.replace(key).is_none() {
+            self.sessions += 1;
+            self.changed = true;
+        }
         served.conns.insert(id);
         let node = granted.statement.node.as_str();
         tracing::debug!(volume = %key.0, replica = %key.1, epoch = %header.view.epoch, node, "an engine opens");
@@ -414,6 +433,8 @@ impl Loop<'_> {
         tracing::debug!(conn = %id, why, "connection ends");
         self.reactor.close(conn.channel.fd());
         if let Some(key) = conn.key {
+            self.sessions = self.sessions.saturating_sub(1);
+            self.changed = true;
             if let Some(Slot::Served(served)) = self.slots.get_mut(&key) {
                 served.conns.remove(&id);
                 served.held.retain(|(conn, ..)| *conn != id);
@@ -452,13 +473,13 @@ impl Loop<'_> {
             path: spec.data.clone(),
             source,
         };
-        let (pre_sync, chunk) = (files.pre_sync, files.chunk);
+        let (pre_sync, chunk, mended) = (files.pre_sync, files.chunk, files.mended);
         let data = self.reactor.register(files.data).map_err(register)?;
         let meta = self.reactor.register(files.meta).map_err(register)?;
-        self.slots.insert(
-            key,
-            Slot::Served(Box::new(Served::new(spec, core, (data, meta), chunk, pre_sync))),
-        );
+        let mut served = Served::new(spec, core, (data, meta), chunk, pre_sync);
+        served.mended = mended;
+        self.slots.insert(key, Slot::Served(Box::new(served)));
+        self.troubles.remove(&key);
         self.grow_if_wanted(key);
         Ok(())
     }

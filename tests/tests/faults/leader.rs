@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use stor_api::client::Filter;
-use stor_tests::cluster::{self, CLIENT, Cluster};
+use stor_tests::cluster::{self, CLIENT, CONTROLLERS, Cluster};
 use stor_tests::volume::{self, Volume};
-use stor_tests::wait;
 use stor_tests::writer::{OnLoss, Writer};
+use stor_tests::{process, wait};
 
 /// Clients that create at the same time, and creates of each.
 const CLIENTS: usize = 3;
@@ -87,6 +87,54 @@ fn exactly_these(cluster: &Cluster, answered: &BTreeMap<String, String>) -> anyh
         ensure!(times == 1, "{name} was created {times} times");
     }
     Ok(())
+}
+
+/// A controller that hangs is connected to by its kernel, and the others name it until they have elected another. What is
+/// seen meanwhile may be unknown; nothing failed.
+#[test]
+fn a_leader_that_hangs_is_left_and_nothing_is_called_failed() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        let volume = Volume::create(cluster, "db1", volume::SIZE, &["s1", "s2"])?;
+        let medium = volume.attach_socket()?;
+        let writer = Writer::start(&medium, OnLoss::Fail)?;
+        writer.wait_for(200)?;
+        let leader = cluster.leader()?;
+        let pid = cluster.pid(&leader).context("the leader runs")?;
+        process::pause(pid, &cluster.scratch())?;
+        cluster.kill(&["s1"])?;
+        let others = CONTROLLERS.into_iter().filter(|name| *name != leader);
+        let others: Vec<_> = others
+            .map(|name| cluster.client_of(name))
+            .collect::<Result<_, _>>()?;
+        let removed = wait::that(wait::LONG, "s1 is removed and every other node is back", || {
+            let Ok(status) = cluster.run(others[0].status()) else {
+                return Ok(Err("no answer".to_owned()));
+            };
+            let failed = status.checks.iter().find(|check| check.code == "VOLUME_FAILED");
+            ensure!(failed.is_none(), "{failed:?}");
+            let Ok(shown) = cluster.run(others[0].volume("db1")) else {
+                return Ok(Err("no answer".to_owned()));
+            };
+            let gone = shown
+                .replicas
+                .iter()
+                .any(|replica| replica.node == "s1" && !replica.in_sync);
+            let back = status.nodes.storage_online == 2 && status.nodes.diskless_online == 1;
+            Ok(if gone && back {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            })
+        });
+        println!("{leader} hangs, s1 off: longest wait {:?}", writer.longest());
+        process::resume(pid, &cluster.scratch())?;
+        removed?;
+        writer.wait_for(200)?;
+        cluster.start_again(&["s1"])?;
+        volume.wait_in_sync()?;
+        cluster.wait_healthy()?;
+        volume.closes_well(CLIENT, &medium, writer.stop()?)
+    })
 }
 
 #[test]

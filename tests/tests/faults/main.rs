@@ -21,4 +21,5 @@ mod power;
 mod replicas;
 mod resync;
 mod rights;
+mod stopping;
 mod takeover;

@@ -58,9 +58,10 @@ fn wrong_command_lines_get_one_clear_error_and_their_exit_status() -> anyhow::Re
         for (args, status, says) in table {
             let (exit, out, said) = cluster.storctl(args)?;
             println!("storctl {}\n{}", shortened(&args.join(" ")), said.trim_end());
-            if exit != *status || !said.contains(says) || !out.is_empty() {
+            let helps = said.contains("\nhelp: ") || said.contains("For more information");
+            if exit != *status || !said.contains(says) || !out.is_empty() || !helps {
                 wrong.push(format!(
-                    "storctl {}: exit status {exit}, not {status}, or without {says:?}:\n{said}{out}",
+                    "storctl {}: exit status {exit}, not {status}, or without {says:?} or help:\n{said}{out}",
                     args.join(" ")
                 ));
             }

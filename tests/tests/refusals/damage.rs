@@ -136,6 +136,71 @@ fn is_served_well(volume: Volume<'_>, history: &History, then: &Then) -> anyhow:
     }
 }
 
+/// What is done without is told all the same: in the satellite's log, and once as an event.
+fn is_told(cluster: &Cluster, name: &str, then: &Then) -> anyhow::Result<()> {
+    if let Then::Says(_) = then {
+        return Ok(());
+    }
+    let object = format!("volume/{name}");
+    let event = wait::that(wait::LONG, &format!("an event tells of {name}"), || {
+        let events = cluster.run(cluster.client().events(0))?;
+        let mut told = events
+            .into_iter()
+            .filter(|event| event.object == object && event.kind == "replica-mended");
+        let first = told.next().ok_or_else(|| "no event".to_owned());
+        ensure!(told.next().is_none(), "it is told twice");
+        Ok(first)
+    })?;
+    println!("{}", event.message);
+    let what = if name.starts_with("superblock") {
+        "superblock"
+    } else {
+        "map"
+    };
+    for word in ["node s1", what, ".meta"] {
+        ensure!(event.message.contains(word), "without {word}: {}", event.message);
+    }
+    let log = cluster.log("s1");
+    let line = log
+        .lines()
+        .find(|line| line.contains("a page of the replica's metadata is damaged") && line.contains(what));
+    ensure!(line.is_some(), "nothing in the log of s1");
+    Ok(())
+}
+
+/// The command that a replica beyond help names does help.
+fn is_replaced(cluster: &Cluster, name: &str, history: &History) -> anyhow::Result<()> {
+    let volume = Volume::of(cluster, name);
+    let shown = volume.shown()?;
+    let replica = shown.replicas.iter().find(|replica| replica.node == "s1");
+    let replica = replica.context("the replica on s1 is gone")?;
+    let id = replica.id.to_string();
+    let remove = ["replica", "remove", name, "--id", &id];
+    ensure!(
+        replica.reason.contains(&format!("storctl {}", remove.join(" "))),
+        "{}",
+        replica.reason
+    );
+    let status = cluster.status()?.context("no controller answers")?;
+    let check = status
+        .checks
+        .iter()
+        .find(|check| check.code == "VOLUME_DEGRADED" && check.objects.contains(&format!("volume/{name}")));
+    let remedy = &check.with_context(|| format!("{:?}", status.checks))?.remedy;
+    ensure!(remedy.contains("storctl replica remove"), "{remedy}");
+    for words in [&remove[..], &["replica", "add", name]] {
+        let (exit, out, said) = cluster.storctl(&[words, &["--yes"][..]].concat())?;
+        ensure!(
+            exit == 0,
+            "storctl {}: exit status {exit}\n{out}{said}",
+            words.join(" ")
+        );
+    }
+    volume.wait_in_sync()?;
+    let medium = volume.attach_socket()?;
+    volume.closes_well(CLIENT, &medium, history.clone())
+}
+
 #[test]
 fn damaged_metadata_is_never_taken_for_good_and_costs_no_acknowledged_write() -> anyhow::Result<()> {
     cluster::with(|cluster| {
@@ -154,9 +219,29 @@ fn damaged_metadata_is_never_taken_for_good_and_costs_no_acknowledged_write() ->
         cluster.wait_node("s1", stor_api::objects::NodeState::Online)?;
         let mut wrong = Vec::new();
         for (name, _, then) in &CASES {
-            if let Err(error) = is_served_well(Volume::of(cluster, name), &histories[name], then) {
+            let volume = Volume::of(cluster, name);
+            let done =
+                is_told(cluster, name, then).and_then(|()| is_served_well(volume, &histories[name], then));
+            if let Err(error) = done {
                 wrong.push(format!("{name}: {error:#}"));
             }
+        }
+        // All this time they were tried again and again.
+        let log = cluster.log("s1");
+        for (name, ..) in CASES.iter().filter(|(.., then)| matches!(then, Then::Says(_))) {
+            let id = Volume::of(cluster, name).shown()?.id;
+            let lines = log.lines().filter(|line| line.contains(&id));
+            let times = lines
+                .filter(|line| line.contains("replica can't be served"))
+                .count();
+            if times != 1 {
+                wrong.push(format!(
+                    "{name}: the log says {times} times that it can't be served"
+                ));
+            }
+        }
+        if let Err(error) = is_replaced(cluster, "superblock", &histories["superblock"]) {
+            wrong.push(format!("replacing: {error:#}"));
         }
         ensure!(
             wrong.is_empty(),

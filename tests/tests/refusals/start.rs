@@ -48,6 +48,147 @@ fn a_daemon_whose_port_is_taken_says_so_and_starts_when_it_is_free() -> anyhow::
     })
 }
 
+/// Runs a controller that has to end by itself; what it said.
+fn controller(cluster: &Cluster, args: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(cluster.program("stor-controller"))
+        .args(args)
+        .stdin(Stdio::null())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    println!("stor-controller {}\n{}", args.join(" "), said.trim_end());
+    ensure!(!output.status.success(), "it did not fail");
+    Ok(said)
+}
+
+#[test]
+fn a_controller_that_can_t_be_set_up_leaves_nothing_behind() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        let dir = cluster.scratch().join("c9");
+        let path = dir.display().to_string();
+        let address = |index| format!("127.0.0.1:{}", cluster.spare_port(index));
+        let (peer, api) = (address(0), address(1));
+        let at = [
+            "--dir",
+            &path,
+            "--name",
+            "c9",
+            "--peer-listen",
+            &peer,
+            "--api-listen",
+            &api,
+        ];
+        for taken in [&peer, &api] {
+            let listener = TcpListener::bind(taken.as_str())?;
+            let said = controller(cluster, &[&["init", "--run"], &at[..]].concat())?;
+            ensure!(said.contains(taken.as_str()) && said.contains("in use"), "{said}");
+            ensure!(!dir.exists(), "a cluster was made though nobody could reach it");
+            drop(listener);
+        }
+        fs::create_dir(&dir)?;
+        fs::write(dir.join("letters"), "dear")?;
+        let seed = format!("http://127.0.0.1:{}", cluster.peer_port("c1")?);
+        for verb in [&["init"][..], &["join", "--seed", &seed]] {
+            let said = controller(cluster, &[verb, &at[..]].concat())?;
+            ensure!(
+                said.contains("letters"),
+                "it does not say what is in the way: {said}"
+            );
+            let left: Vec<_> = fs::read_dir(&dir)?.collect::<Result<_, _>>()?;
+            ensure!(left.len() == 1, "{left:?}");
+        }
+        fs::remove_dir_all(&dir)?;
+        let mut named = at;
+        named[3] = "c1";
+        let said = controller(cluster, &[&["join", "--seed", &seed], &named[..]].concat())?;
+        ensure!(said.contains("c1"), "{said}");
+        ensure!(!dir.exists(), "a controller that was refused is left");
+        cluster.wait_healthy()?;
+        let controllers = cluster.run(cluster.client().controllers())?;
+        ensure!(controllers.len() == CONTROLLERS.len(), "{controllers:?}");
+        asks_in_vain(cluster, &at)
+    })
+}
+
+/// One that finds nobody says so at once, and goes on asking.
+fn asks_in_vain(cluster: &Cluster, at: &[&str]) -> anyhow::Result<()> {
+    let seed = format!("127.0.0.1:{}", cluster.spare_port(2));
+    let log = cluster.scratch().join("join.log");
+    let mut child = Command::new(cluster.program("stor-controller"))
+        .args(["join", "--seed", &format!("http://{seed}")])
+        .args(at)
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(&log)?)
+        .spawn()?;
+    let said = wait::that(wait::LONG, "it says that nobody is there", || {
+        let text = fs::read_to_string(&log)?;
+        Ok(if text.contains(&seed) && text.contains("cannot be reached") {
+            Ok(text)
+        } else {
+            Err(text)
+        })
+    });
+    let ended = child.try_wait()?;
+    child.kill()?;
+    child.wait()?;
+    println!("{}", said?);
+    ensure!(ended.is_none(), "it gave up: a seed may be about to start");
+    Ok(())
+}
+
+#[test]
+fn a_satellite_s_name_is_looked_at_before_anything_is_made() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        let state = cluster.scratch().join("state");
+        let output = Command::new(cluster.program("stor-satellite"))
+            .args([
+                "run",
+                "--node",
+                "Z Z",
+                "--controller",
+                "http://127.0.0.1:1",
+                "--state-dir",
+            ])
+            .arg(&state)
+            .stdin(Stdio::null())
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        println!("{said}");
+        ensure!(output.status.code() == Some(2), "{}", output.status);
+        ensure!(said.contains("Z Z") && said.contains("lower-case"), "{said}");
+        ensure!(!state.exists(), "it made its state");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_quickstart_goes_on_without_a_controller_that_is_damaged() -> anyhow::Result<()> {
+    cluster::with(|cluster| {
+        let history = {
+            let volume = Volume::create(cluster, "db1", volume::SIZE, &["s1", "s2"])?;
+            let medium = volume.attach_socket()?;
+            volume.fill(&medium, 512)?
+        };
+        cluster.end()?;
+        let settings = cluster.dir().join("c2").join("controller.json");
+        fs::write(&settings, "{")?;
+        cluster.begin_without("c2")?;
+        let said = cluster.said();
+        for word in ["controller c2", "controller.json", "storctl controller remove c2"] {
+            ensure!(said.contains(word), "it does not say {word}: {said}");
+        }
+        let volume = Volume::of(cluster, "db1");
+        let medium = volume.medium(&volume.wait_attached(CLIENT)?)?;
+        volume.closes_well(CLIENT, &medium, history)?;
+        // What it says helps.
+        let (exit, _, said) = cluster.storctl(&["controller", "remove", "c2", "--yes"])?;
+        ensure!(exit == 0, "{said}");
+        cluster.end()?;
+        fs::remove_dir_all(cluster.dir().join("c2"))?;
+        cluster.begin()?;
+        cluster.wait_healthy()
+    })
+}
+
 /// Sets a number in a JSON file; returns the content before.
 fn set_version(path: &Path, key: &str, version: u32) -> anyhow::Result<String> {
     let before = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;

@@ -44,6 +44,8 @@ pub enum VolumeState {
     Healthy,
     /// Some replica is not in sync.
     Degraded,
+    /// Nothing was heard yet of it: the controller that leads has begun to a moment ago, and nodes have not dialled it.
+    Unknown,
     /// Its engine waits (a member is unreachable and can't be removed, or the catalogue is).
     Suspended,
     /// It can't be served; see `reason`.

@@ -153,6 +153,13 @@ impl Apply<'_> {
             Action::RestoreSnapshot(restore) => self.restore_snapshot(restore).await,
             Action::RollBack(back) => self.roll_back(back).await,
             Action::ReplicasObserved { node, ready, gone } => self.replicas_observed(node, ready, gone).await,
+            Action::ReplicaMended {
+                node,
+                volume,
+                replica,
+                what,
+                found,
+            } => self.replica_mended(node, *volume, *replica, what, found).await,
             Action::ChangeView {
                 volume,
                 change,

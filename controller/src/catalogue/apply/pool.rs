@@ -1,5 +1,7 @@
 //! Pools and classes.
 
+use std::path::Path;
+
 use super::node::count;
 use super::tombstone::left_behind;
 use super::{Apply, Done, Weight, expect_revision, json};
@@ -55,6 +57,7 @@ impl Apply<'_> {
             .into());
         }
         self.devices_are_free(wish).await?;
+        self.not_nested(wish).await?;
         if self.dry {
             return Ok(Outcome::Created);
         }
@@ -74,6 +77,31 @@ impl Apply<'_> {
         // It is told of when its node has taken it, or when it is taken away before.
         self.touch(&wish.node).await?;
         Ok(Outcome::Created)
+    }
+
+    /// No pool's directory is in another's: each would take the other's replicas for its own.
+    async fn not_nested(&mut self, wish: &PoolWish) -> Done<()> {
+        if wish.kind != PoolKind::File {
+            return Ok(());
+        }
+        let dir = Path::new(&wish.dir);
+        for pool in load::pools_on(self.conn, &wish.node).await? {
+            let (name, other) = (&pool.name, Path::new(&pool.dir));
+            if pool.kind != PoolKind::File {
+                continue;
+            }
+            if dir.starts_with(other) || other.starts_with(dir) {
+                return Err(Refused::State {
+                    object: Object::new(Kind::Node, &wish.node),
+                    state: format!(
+                        "has pool {name} in {}, and one pool can't be inside another; give a directory beside it",
+                        other.display()
+                    ),
+                }
+                .into());
+            }
+        }
+        Ok(())
     }
 
     /// No disk is asked for twice: the second asker would find it used, or wipe it.

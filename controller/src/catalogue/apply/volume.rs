@@ -252,6 +252,41 @@ impl Apply<'_> {
         Ok(true)
     }
 
+    /// A page of a replica's metadata was damaged. The same finding comes again with every leader.
+    pub(super) async fn replica_mended(
+        &mut self,
+        node: &str,
+        id: VolumeId,
+        replica: ReplicaId,
+        what: &str,
+        found: &str,
+    ) -> Done {
+        const KIND: &str = "replica-mended";
+        let volume = self.need_volume(id).await?;
+        let member = volume.row.replicas.get(&replica);
+        if member.is_none_or(|member| member.node != node) {
+            return Ok(Outcome::Unchanged);
+        }
+        let object = Object::new(Kind::Volume, &volume.name);
+        let message = format!(
+            "Metadata of the replica of volume {} on node {node}: {what} (found {found}).",
+            volume.name
+        );
+        let said: Option<i64> = sqlx::query_scalar(sql::EVENT_SAID)
+            .bind(KIND)
+            .bind(format!("{}/{}", object.kind.word(), object.name))
+            .bind(&message)
+            .fetch_optional(&mut *self.conn)
+            .await?;
+        if said.is_some() {
+            return Ok(Outcome::Unchanged);
+        }
+        if !self.dry {
+            self.event(Weight::Warning, KIND, &object, &message).await?;
+        }
+        Ok(Outcome::Changed)
+    }
+
     async fn replica_gone(&mut self, node: &str, id: VolumeId, replica: ReplicaId) -> Done<bool> {
         let Some(volume) = self.observed(node, id, replica, ReplicaPhase::Deleting).await? else {
             return self.tombstone_gone(node, id, replica).await;

@@ -3,6 +3,31 @@
 use super::*;
 
 #[tokio::test]
+async fn damaged_metadata_is_told_once_of_a_replica_that_is_there() {
+    let mut c = cluster().await;
+    c.run(Action::CreateVolume(volume(1))).await.unwrap();
+    let mended = |node: &str, found: &str| Action::ReplicaMended {
+        node: node.into(),
+        volume: id(1),
+        replica: ReplicaId(0),
+        what: "copy A of the superblock was damaged at byte 0 of /p/r0.meta".into(),
+        found: found.into(),
+    };
+    assert_eq!(c.run(mended("s1", "then")).await, Ok(Outcome::Changed));
+    // Another leader tells it again.
+    assert_eq!(c.run(mended("s1", "then")).await, Ok(Outcome::Unchanged));
+    assert_eq!(c.run(mended("s2", "then")).await, Ok(Outcome::Unchanged));
+    assert_eq!(c.run(mended("s1", "later")).await, Ok(Outcome::Changed));
+    let events = load::events(&mut c.conn, 0, 100).await.unwrap();
+    let told: Vec<_> = events
+        .iter()
+        .filter(|event| event.kind == "replica-mended")
+        .collect();
+    assert_eq!(told.len(), 2);
+    assert!(told[0].message.contains("volume v1 on node s1") && told[0].message.contains("/p/r0.meta"));
+}
+
+#[tokio::test]
 async fn creates_are_idempotent_and_differences_are_named() {
     let mut c = cluster().await;
     assert_eq!(c.run(node("s1", NodeKind::Storage)).await, Ok(Outcome::Unchanged));
@@ -32,6 +57,25 @@ async fn creates_are_idempotent_and_differences_are_named() {
         refused.to_string(),
         "pool sp01 on s1 exists already and differs: it has the directory /pools/s1"
     );
+    for dir in ["/pools/s1/inner", "/pools"] {
+        let nested = PoolWish {
+            name: "sp02".into(),
+            dir: dir.into(),
+            ..pool_wish("s1")
+        };
+        let refused = c.run(Action::CreatePool(nested)).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "node s1 has pool sp01 in /pools/s1, and one pool can't be inside another; give a directory beside it"
+        );
+    }
+    let beside = PoolWish {
+        name: "sp02".into(),
+        dir: "/pools/s1-too".into(),
+        ..pool_wish("s1")
+    };
+    let allowed = check(&mut c.conn, &Action::CreatePool(beside)).await.unwrap();
+    assert_eq!(allowed, Ok(Outcome::Created));
     let diskless = c.run(Action::CreatePool(pool_wish("k1"))).await.unwrap_err();
     assert_eq!(diskless.to_string(), "node k1 is diskless and can't have pools");
     assert!(matches!(

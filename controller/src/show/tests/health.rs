@@ -70,6 +70,56 @@ fn health_names_every_reason_worst_first() {
     );
 }
 
+/// What helps depends on what is wrong with each replica, not on the volume.
+#[test]
+fn the_remedy_is_that_of_what_is_wrong() {
+    let remedy = |row: &row::Volume, seen: &Observations| {
+        let status = status(row, seen, Vec::new());
+        let found = status
+            .checks
+            .into_iter()
+            .find(|check| check.code == "VOLUME_DEGRADED");
+        found.unwrap().remedy
+    };
+    let mut cluster = Cluster::new();
+    assert_eq!(
+        remedy(&volume(), &cluster.without("s2")),
+        "bring s2 back; what is missing is copied by itself"
+    );
+    let mut full = volume();
+    full.row.replicas.get_mut(&ReplicaId(1)).unwrap().state = MemberState::Stale {
+        since: Some(ConfigSeq(1)),
+        reason: EjectReason::NoSpace,
+    };
+    let told = remedy(&full, &cluster.seen());
+    assert!(told.starts_with("make room in pool sp01 on s2"), "{told}");
+
+    let report = &mut cluster.s2.replicas[0];
+    report.state = Reported::Failed.into();
+    report.error = "both copies of the superblock are damaged".into();
+    let told = remedy(&volume(), &cluster.seen());
+    assert!(told.starts_with("look at pool sp01 on node s2"), "{told}");
+    cluster.s2.replicas[0].beyond_help = true;
+    let command = "storctl replica remove db1 --id 1, then storctl replica add db1";
+    let told = remedy(&volume(), &cluster.seen());
+    assert!(told.contains(command) && !told.contains("bring"), "{told}");
+    let shown = show::volume(&volume(), &cluster.seen());
+    assert!(shown.replicas[1].reason.contains(command), "{:?}", shown.replicas);
+    // Of the last one that has every write, nobody is told to remove it.
+    let mut last = volume();
+    last.row.replicas.get_mut(&ReplicaId(0)).unwrap().state = MemberState::Stale {
+        since: Some(ConfigSeq(1)),
+        reason: EjectReason::TimedOut,
+    };
+    let shown = status(&last, &cluster.seen(), Vec::new());
+    let text = format!("{:?}", shown.checks);
+    assert!(!text.contains("replica remove"), "{text}");
+    assert!(
+        text.contains("bring back the files of the replica on s2"),
+        "{text}"
+    );
+}
+
 #[test]
 fn work_is_told_a_line_each() {
     let mut healing = volume();

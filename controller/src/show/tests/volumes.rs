@@ -23,7 +23,13 @@ fn a_volume_is_as_its_replicas_and_engine_are() {
         states(&ejected, &cluster.seen()),
         (VolumeState::Degraded, reason, vec![InSync, Stale])
     );
+    // Its engine says that it serves: that its nodes are not heard here is no word about the volume.
     let (state, reason, _) = states(&ejected, &cluster.without("s1"));
+    assert_eq!(state, VolumeState::Degraded);
+    assert!(reason.contains("s1 is not connected"), "{reason}");
+    let mut engineless = Cluster::new();
+    engineless.k1.engines.clear();
+    let (state, reason, _) = states(&ejected, &engineless.without("s1"));
     assert_eq!(state, VolumeState::Failed);
     assert!(
         reason.contains("s1 is not connected") && reason.contains("stale"),
@@ -119,6 +125,19 @@ fn an_attachment_is_as_its_engine_is() {
 fn a_new_leader_does_not_call_nodes_lost_that_were_there() {
     let nobody = Observations::new(BTreeMap::new(), Instant::now());
     assert_eq!(states(&volume(), &nobody).0, VolumeState::Failed);
+    // Nobody dialled while they were presumed to come; that takes longer when their way to the leader is long.
+    let young = nobody.clone().listened(Duration::from_secs(10));
+    let (state, reason, _) = states(&volume(), &young);
+    assert_eq!(state, VolumeState::Unknown);
+    assert!(reason.contains("nothing was heard yet of node s1"), "{reason}");
+    let status = status(&volume(), &young, Vec::new());
+    assert!(
+        codes(&status).contains(&("VOLUME_UNKNOWN", Severity::Warning)),
+        "{:?}",
+        status.checks
+    );
+    let old = nobody.clone().listened(LOST_AFTER);
+    assert_eq!(states(&volume(), &old).0, VolumeState::Failed);
     let presumed = nobody.presuming(vec!["s1".into(), "s2".into(), "k1".into()]);
     assert_eq!(states(&volume(), &presumed).0, VolumeState::Healthy);
     assert!(presumed.awaits());
