@@ -72,6 +72,9 @@ mod list {
         AnswerBeforeRemoval "R2" "writes are answered without a member whose removal is only asked for";
         NoStoredView "R2" "answers go out before a member has stored the new view";
         ViewNotTold "R2" "members are not told the new view";
+        AnyViewExpected "R2" "a change is decided though its proposer saw another set";
+        CatalogueTrusted "R2" "an engine goes on though a replica has seen a later config than the catalogue";
+        SilentVouches "R2" "a member is removed on the word of one that was not heard of late";
         NoJointAnswer "R3" "a replica proposed as member is not waited for";
         NoJointLease "R3" "its lease is not needed either";
         JoinUndrained "R3" "it is proposed before it has all that was sent to it";
@@ -107,6 +110,8 @@ mod list {
         FlushInDoubt "R8" "flushes are answered while a member is in doubt";
         LastRightGoes "R8" "the last member that is right is removed at once";
         LossServed "R8" "an older client is served though no member is right";
+        AnyHonours "R8" "a member that lost acknowledged writes is a source for the client that has them";
+        CopyHoldsRepair "R8" "a resync's copy keeps the lock its block's repair waits for";
         CacheNotCompared "R9" "the cache identity is not compared";
         FlushNotRecalled "R9" "flushes under way go on after a member lost its cache";
         AnswerOfTheUnheard "R9" "an acknowledgement counts though its replica is not connected";
@@ -122,14 +127,20 @@ mod list {
         WrittenCleared "R10" "it lets go of what was written again after the copy";
         MapsNotHandedOn "R10" "a replica that joins is not given the maps of the absent";
         OwnMapIgnored "R11" "a returning replica's own dirty map is ignored";
+        PartCalledClean "R11" "a region is called clean on a returning replica that lacks a part of it";
         MapOfAnyConfig "R11" "a map that begins at another config will do";
         OldCopyTrusted "R11" "a superblock older than its last joining will do";
         DamagedIsClean "R11" "a damaged page of a map counts as zeroes";
+        WritesNotShared "R12" "a replica that begins to catch up is not sent the writes under way";
+        NothingPassed "R12" "a copy waits for writes that wait for members that are away";
         NoLocks "R12" "nothing is locked";
         ReadsUnlocked "R12" "reads do not wait for writes";
         CopyUnlocked "R12" "copies do not wait for writes";
         LockFreedEarly "R12" "a write's lock goes before a replica that catches up has it";
+        PassFromAnyone "R12" "a copy that passes a write is made from a member that lacks it";
+        StalledCalledClean "R12" "a region with a write under way is called clean on a returning replica";
         AttemptLeftOpen "R12" "the connection of a resync that ended stays open";
+        MemberUnasked "R13" "a member is taken for one whatever it says of itself";
         SyncingRead "R13" "a replica that catches up is read";
         ClaimKept "R13" "opened as no member a replica still claims to be one";
         IdentityNotChecked "R14" "a replica does not look whom a request is for";
@@ -153,6 +164,10 @@ mod list {
         SnapshotOldAnswer "S4" "what a member answered to an earlier attempt counts";
         SnapshotGateStays "S5" "writes are held until a snapshot is made, however long";
         SnapshotLate "S5" "a copy that was made after writes went on counts";
+        HoleTooLong "G1" "what only begins as a hole is sent as one";
+        LeavesAtOnce "G2" "a member leaves though one that stays is not there or not right";
+        TooSmallJoins "G3" "a replica smaller than the volume is brought up to date";
+        GrownIsClean "G3" "what an absent replica has of the new part counts as known";
     }
 
     thread_local! {

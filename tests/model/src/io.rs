@@ -292,7 +292,7 @@ pub(crate) fn flush_answer(model: &Protocol, state: &mut State, engine: usize) {
 
 pub(crate) fn clean(state: &mut State, engine: usize) {
     let of = &mut state.engines[engine];
-    of.clean = of.isr;
+    of.clean |= of.isr;
     of.tracked = false;
 }
 
@@ -307,7 +307,7 @@ pub(crate) fn clean_at(model: &Protocol, state: &mut State, engine: usize, repli
     }
     let of = &mut state.engines[engine];
     of.clean &= !bit(replica);
-    if of.phase == Phase::Closing {
+    if of.phase == Phase::Closing && of.isr & bit(replica) != 0 {
         of.leased &= !bit(replica);
         crate::replica::end_session(at);
     }

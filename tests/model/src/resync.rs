@@ -42,8 +42,10 @@ fn next_steps(model: &Protocol, state: &State, engine: usize, sources: u8, steps
             .filter(|source| arrived(of, *source) && of.tell[*source] == 0)
             .for_each(|source| steps.push(Step::SyncHand { engine, source })),
         Stage::Copying => {
-            if of.sync.need && !copying && may_lock(model, of, OpKind::Resync) {
-                each(sources).for_each(|source| steps.push(Step::SyncCopy { engine, source }));
+            if of.sync.need && !copying {
+                each(sources)
+                    .filter(|source| may_copy(model, state, engine, *source))
+                    .for_each(|source| steps.push(Step::SyncCopy { engine, source }));
             }
             if of.sync.copied && !copying {
                 steps.push(Step::SyncCheckpoint { engine });
@@ -67,6 +69,18 @@ fn next_steps(model: &Protocol, state: &State, engine: usize, sources: u8, steps
     }
 }
 
+/// A copy excludes writes, but for those its source has: they may wait for somebody who is away, for whom the replica that
+/// catches up is to stand in.
+fn may_copy(model: &Protocol, state: &State, engine: usize, source: usize) -> bool {
+    let of = &state.engines[engine];
+    let passes = |op: &Op| {
+        let has = op.done & bit(source) != 0 || !model.on(Rule::PassSource);
+        op.kind == OpKind::None || (op.kind == OpKind::Write && !op.answered && has)
+    };
+    let free = of.ops.iter().any(|op| op.kind == OpKind::None);
+    may_lock(model, of, OpKind::Resync) || (free && of.ops.iter().all(passes))
+}
+
 /// All that was sent to a replica has arrived there.
 fn arrived(of: &Engine, replica: usize) -> bool {
     of.ops
@@ -81,6 +95,15 @@ pub(crate) fn begin(model: &Protocol, state: &mut State, engine: usize, target: 
         need: dirty && model.on(Rule::OwnMap),
         ..Resync::default()
     };
+    // What is not answered yet is sent to it too: its copy may have to pass it.
+    let of = &mut state.engines[engine];
+    for op in of
+        .ops
+        .iter_mut()
+        .filter(|op| op.kind == OpKind::Write && !op.answered)
+    {
+        op.awaited |= bit(target);
+    }
 }
 
 pub(crate) fn missed(model: &Protocol, state: &mut State, engine: usize, source: usize) {
@@ -134,7 +157,8 @@ pub(crate) fn copy(state: &mut State, engine: usize, source: usize) {
     (of.covered, of.flush.touched) = (covered, touched);
 }
 
-/// What was copied is durable there: the members' maps let go of it, but for what was written since (R10).
+/// What was copied is durable there: the members' maps let go of it, but for what was written since (R10), and
+/// the replica itself is told that the region is clean (R11).
 pub(crate) fn checkpoint(model: &Protocol, state: &mut State, engine: usize) {
     let members = open_of(state, engine, state.engines[engine].isr);
     let of = &mut state.engines[engine];
@@ -145,6 +169,11 @@ pub(crate) fn checkpoint(model: &Protocol, state: &mut State, engine: usize) {
     of.sync.copied = false;
     if !of.sync.touched {
         of.sync.clear = members;
+        // A write that a member lacks leaves the region dirty on whoever has it.
+        let stalled = of.ops.iter().any(|op| op.kind == OpKind::Write);
+        if !stalled || !model.on(Rule::PassDirty) {
+            of.clean |= 1 << of.sync.target;
+        }
     }
 }
 

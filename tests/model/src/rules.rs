@@ -84,6 +84,10 @@ pub enum Rule {
     LockRead,
     /// A copy and a write exclude one another.
     LockCopy,
+    /// A copy passes only writes its source has.
+    PassSource,
+    /// A region with such a write is not called clean on the replica it is copied to.
+    PassDirty,
     /// The lock stays until a replica that catches up has the write.
     LockJoining,
     /// A replica that catches up is not read.
@@ -172,6 +176,8 @@ impl Rule {
         Self::NoMap,
         Self::LockRead,
         Self::LockCopy,
+        Self::PassSource,
+        Self::PassDirty,
         Self::LockJoining,
         Self::NotRead,
         Self::Vouch,
@@ -333,13 +339,13 @@ impl Rule {
                 "R10",
                 "it is cleared only of what was flushed there",
                 "resync-power",
-                "The replica's own dirty map (R11) stands for it: copies set it, and only members are told that a region is clean",
+                "",
             ),
             Self::MapTouched => (
                 "R10",
                 "a copied block that was written since stays in it",
                 "resync",
-                "The replica's own dirty map (R11) stands for it: it names the region of the copy",
+                "The flush of a checkpoint takes no time here; a write that ends between a flush and its answer is what it is for",
             ),
             Self::MapHand => (
                 "R10",
@@ -367,6 +373,18 @@ impl Rule {
             ),
             Self::LockRead => ("R12", "a read waits for a write to the same bytes", "power", ""),
             Self::LockCopy => ("R12", "a copy and a write exclude one another", "resync", ""),
+            Self::PassSource => (
+                "R12",
+                "a copy passes only writes its source has",
+                "minimum-return",
+                "",
+            ),
+            Self::PassDirty => (
+                "R12",
+                "a region with such a write stays dirty on the replica it is copied to",
+                "minimum-return",
+                "",
+            ),
             Self::LockJoining => (
                 "R12",
                 "the lock stays until a replica that catches up has the write",

@@ -128,6 +128,17 @@ impl Scope {
             ..Self::BASE
         },
         Self {
+            name: "minimum-return",
+            about: "three replicas, two of which must be in sync; one is away, another returns, two broken connections",
+            replicas: 3,
+            epochs: 1,
+            minimum: 2,
+            configs: 4,
+            writes: 1,
+            budgets: [0, 2, 0, 0, 0, 0, 0, 1],
+            ..Self::BASE
+        },
+        Self {
             name: "failure",
             about: "a flush that fails, two writes",
             epochs: 1,

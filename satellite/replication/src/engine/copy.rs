@@ -1,6 +1,7 @@
-//! Copies between replicas, under an exclusive range lock (R12): to make members equal after a crash
-//! (R8), to write an unreadable block again, to bring a returning replica up to date.
+//! Copies between replicas, under a range lock (R12): to make members equal after a crash (R8), to write an unreadable
+//! block again, to bring a returning replica up to date.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::message::{Message, Purpose};
 use super::{Command, Engine, FailReason};
 use crate::bitmap::Bitmap;
 use crate::body::Body;
-use crate::ids::ReplicaId;
+use crate::ids::{IoId, ReplicaId};
 use crate::range::{ByteRange, SECTOR};
 use crate::time::Time;
 use crate::wire::{Kind, flags};
@@ -118,7 +119,9 @@ impl<P: Clone> Engine<P> {
             asks,
         };
         self.copies.insert(id, job);
-        if self.locks.acquire(Holder::Copy(id), range, true) {
+        // What a returning replica gets changes nothing that is read.
+        let exclusive = !matches!(reason, Reason::Sync(_));
+        if self.locks.acquire(Holder::Copy(id), range, exclusive) {
             self.copy_locked(now, id, out);
         }
     }
@@ -130,7 +133,9 @@ impl<P: Clone> Engine<P> {
         let source = match reason {
             Reason::Repair => self.repair_source(now, failed, out),
             Reason::Mend(replica) => self.any_source(range, failed, Some(replica)),
-            Reason::Sync(_) => self.any_source(range, failed, None),
+            //= docs/replication.md#R12
+            Reason::Sync(_) if defect!(PassFromAnyone) => self.any_source(range, failed, None),
+            Reason::Sync(_) => self.any_source(range, failed | self.lacking(range), None),
         };
         let hopeless = match reason {
             // Whoever wants the bytes again finds the block unreadable again.
@@ -142,7 +147,7 @@ impl<P: Clone> Engine<P> {
         // back to them.
         let yields =
             source.is_none() && matches!(reason, Reason::Sync(_)) && overlaps_unequal(&self.unequal, range);
-        if yields {
+        if yields && !defect!(CopyHoldsRepair) {
             self.copies.remove(&id);
             return self.unlock(now, Holder::Copy(id), out);
         }
@@ -170,6 +175,34 @@ impl<P: Clone> Engine<P> {
             .is_some_and(|job| job.stage == Stage::Reading)
         {
             self.copy_locked(now, id, out);
+        }
+    }
+
+    /// Copies to a returning replica that wait: for a lock behind a write that waits itself, for members that are away,
+    /// or for a source that has such a write.
+    //= docs/replication.md#R12
+    pub(super) fn pass_stalled(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
+        let reason = Reason::Sync(target);
+        let waits = |job: &CopyJob| job.stage == Stage::Locking || job.source.is_none();
+        let jobs = self
+            .copies
+            .iter()
+            .filter(|(_, job)| job.reason == reason && waits(job));
+        let waiting: Vec<u64> = jobs.map(|(id, _)| *id).collect();
+        if waiting.is_empty() || defect!(NothingPassed) {
+            return;
+        }
+        let stalled: BTreeSet<IoId> = self
+            .ios
+            .keys()
+            .copied()
+            .filter(|io| self.is_stalled(*io))
+            .collect();
+        for id in waiting {
+            let passed = |holder: Holder| matches!(holder, Holder::Io(io) if stalled.contains(&io));
+            if self.locks.holds(Holder::Copy(id)) || self.locks.pass(Holder::Copy(id), passed) {
+                self.copy_locked(now, id, out);
+            }
         }
     }
 

@@ -21,6 +21,7 @@ const SURVEY_BLOCKS: u64 = 256;
 impl<P: Clone> Engine<P> {
     /// Keeps the copies to a returning replica going, in order.
     pub(super) fn pump_copies(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
+        self.pass_stalled(now, target, out);
         loop {
             let reason = Reason::Sync(target);
             let own = self.copies.values().filter(|job| job.reason == reason);
@@ -96,7 +97,7 @@ fn beginning(asked: ByteRange, answer: &[u8]) -> (ByteRange, bool) {
     let whole = end - end % BLOCK;
     let part = |end: u64| ByteRange::new(asked.offset, end.min(asked.end()).saturating_sub(asked.offset));
     match first.hole {
-        true if end >= asked.end() => (asked, true),
+        true if end >= asked.end() || defect!(HoleTooLong) => (asked, true),
         true if whole > asked.offset => (part(whole), true),
         true => (part(asked.offset + BLOCK), false),
         false => (part(end.next_multiple_of(BLOCK)), false),

@@ -9,7 +9,7 @@ use super::{Command, Engine, IoError, OWN_IO, Peer, Phase, Request};
 use crate::body::Body;
 use crate::extents::Extent;
 use crate::ids::{IoId, ReplicaId};
-use crate::range::ByteRange;
+use crate::range::{ByteRange, REGION};
 use crate::time::Time;
 use crate::wire::{Kind, flags};
 
@@ -54,6 +54,12 @@ impl<P> Io<P> {
 
     pub(super) fn is_read(&self) -> bool {
         matches!(self.request, Request::Read(_) | Request::Extents(_))
+    }
+
+    /// It changes data, was sent, and is not answered.
+    fn is_pending_write(&self) -> bool {
+        let writes = matches!(self.request, Request::Write { .. } | Request::Zero { .. });
+        writes && self.issued && !self.answered
     }
 }
 
@@ -202,6 +208,54 @@ impl<P: Clone> Engine<P> {
             state.acked = bits;
             self.try_ack(now, io, out);
         }
+    }
+
+    /// A replica that begins to get clients' writes gets those under way too. One of them may wait for a member that is
+    /// away, whose place this replica is to take: the copies pass it then.
+    //= docs/replication.md#R12
+    pub(super) fn share_writes(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
+        let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
+        let mut shared = Vec::new();
+        let pending = |state: &Io<P>| state.is_pending_write() && !defect!(WritesNotShared);
+        for (io, state) in self.ios.iter_mut().filter(|(_, state)| pending(state)) {
+            state.awaited |= bit;
+            shared.extend(
+                state
+                    .range()
+                    .zip(state.message())
+                    .map(|(range, message)| (*io, range, message)),
+            );
+        }
+        for (io, range, message) in shared {
+            self.note_live_write(range);
+            self.send(now, replica, message, Purpose::Io(io), out);
+        }
+    }
+
+    /// Whether nobody who can be reached has to do anything more for a write: it waits for members that are away.
+    pub(super) fn is_stalled(&self, io: IoId) -> bool {
+        let open = self.peers.values().filter(|peer| peer.is_open());
+        let open = open.fold(0, |mask, peer| mask | peer.bit);
+        self.ios.get(&io).is_some_and(|state| {
+            let lacking = state.awaited & !state.acked;
+            state.is_pending_write() && lacking != 0 && lacking & open == 0
+        })
+    }
+
+    /// Bits of the replicas that lack a write to `range` that is under way.
+    pub(super) fn lacking(&self, range: ByteRange) -> u16 {
+        let overlaps = |state: &&Io<P>| state.range().is_some_and(|of| of.overlaps(range));
+        let pending = self.ios.values().filter(|state| state.is_pending_write());
+        pending
+            .filter(overlaps)
+            .fold(0, |mask, state| mask | (state.awaited & !state.acked))
+    }
+
+    /// Whether a write is under way in a region.
+    pub(super) fn is_written(&self, region: u64) -> bool {
+        let region = ByteRange::new(region * REGION, REGION);
+        let mut pending = self.ios.values().filter(|state| state.is_pending_write());
+        pending.any(|state| state.range().is_some_and(|of| of.overlaps(region)))
     }
 
     /// Members, and replicas on their way to become one.

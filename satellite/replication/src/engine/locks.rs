@@ -1,7 +1,7 @@
 //! Range locks: overlapping writes are never in flight together, and no read beside a write (R12).
 //!
-//! Readers share, writers and copies exclude. First come, first served: a request waits for every
-//! earlier one it conflicts with, granted or not, so that nobody starves.
+//! Readers share, and so do copies to a replica that is not read; writers and other copies exclude. First come, first
+//! served: a request waits for every earlier one it conflicts with, granted or not, so that nobody starves.
 
 use std::collections::VecDeque;
 
@@ -60,6 +60,24 @@ impl Locks {
             self.granted.push(lock);
         }
         !blocked
+    }
+
+    /// Grants a lock that is waited for past those `passed`, and past whoever waits, if nobody else is in the way and
+    /// anybody holds up the queue like that. Says whether it did.
+    //= docs/replication.md#R12
+    pub(super) fn pass(&mut self, holder: Holder, passed: impl Fn(Holder) -> bool) -> bool {
+        let Some(at) = self.waiting.iter().position(|lock| lock.holder == holder) else {
+            return false;
+        };
+        let held_up = self.granted.iter().any(|lock| passed(lock.holder));
+        let blocks = |lock: &Lock, other: &Lock| lock.conflicts(other) && !passed(other.holder);
+        let free = |lock: &Lock| !self.granted.iter().any(|other| blocks(lock, other));
+        let lock = self.waiting.get(at).copied().filter(|lock| held_up && free(lock));
+        if let Some(lock) = lock {
+            self.waiting.remove(at);
+            self.granted.push(lock);
+        }
+        lock.is_some()
     }
 
     /// Gives a lock, or the wait for one, back. Appends who got theirs by that.

@@ -73,6 +73,7 @@ impl<P: Clone> Engine<P> {
             sync.need = sync.regions.regions_to_blocks(sync.need.len());
         }
         sync.stage = Stage::MissedMap;
+        self.share_writes(now, target, out);
         self.ask_missed(now, target, out);
     }
 

@@ -48,7 +48,7 @@ impl<P: Clone> Engine<P> {
     /// the client is older than this engine, and from this one.
     //= docs/replication.md#R8
     pub(super) fn honours(&self, peer: &Peer<P>) -> bool {
-        !peer.lost && (peer.is_right() || !self.guest_alive)
+        defect!(AnyHonours) || (!peer.lost && (peer.is_right() || !self.guest_alive))
     }
 
     /// Unequal blocks are left and no member could honour what the client was told about them.

@@ -324,7 +324,7 @@ impl Maps {
         for (slot, map) in self.absent.iter_mut().enumerate() {
             let Some(map) = map else { continue };
             let first = map.blocks.len();
-            map.blocks.grow(blocks, true);
+            map.blocks.grow(blocks, !defect!(GrownIsClean));
             let slot = u8::try_from(slot).unwrap_or(u8::MAX);
             pages.extend((first / BITS..blocks.div_ceil(BITS)).map(|page| PageId::OutOfSync(slot, page)));
         }

@@ -531,6 +531,17 @@ impl Rig {
         self.answer_if(&which);
     }
 
+    /// The catalogue has a replica more, all of which is dirty.
+    pub(crate) fn add(&mut self, replica: ReplicaId, row: VolumeRow) {
+        let info = Info {
+            in_sync: false,
+            ..self.info[&A].clone()
+        };
+        self.info.insert(replica, info);
+        self.dirty.insert(replica, 0xff);
+        self.step(engine::Event::Row(row));
+    }
+
     /// A replica's connection breaks and no new one is made.
     pub(crate) fn lose(&mut self, replica: ReplicaId) {
         self.away.push(replica);

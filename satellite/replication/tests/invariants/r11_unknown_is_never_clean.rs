@@ -3,6 +3,7 @@
 
 use stor_replication::body::Body;
 use stor_replication::disk::PageId;
+use stor_replication::extents::{self, Extent};
 use stor_replication::ids::{ConfigSeq, Epoch};
 use stor_replication::wire::{DIRTY_MAP, Kind, Status};
 
@@ -38,6 +39,67 @@ fn a_map_that_begins_elsewhere_is_no_map() {
         bench.map(1, view(1, 1), Some((super::bench::C, ConfigSeq(1)))),
         Err(Status::NoMap)
     );
+}
+
+/// Regions B is told are clean while its copies of `parts` are not answered.
+fn called_clean(hole: bool, parts: impl Fn(&Sent) -> bool, write: Option<u64>) -> Vec<u32> {
+    let mut rig = Rig::new(row(&[A], &[B], 1), true, None);
+    rig.dirty.insert(B, 0b0011_1000);
+    let copy = |sent: &Sent| sent.replica == B && matches!(sent.header.kind, Kind::Write | Kind::Zero);
+    for _ in 0..30 {
+        let held = |sent: &Sent| {
+            let later = [Kind::Flush, Kind::Clean, Kind::Extents].contains(&sent.header.kind);
+            later || (copy(sent) && parts(sent))
+        };
+        rig.run_if(10, |sent| !held(sent));
+        // Data comes in pieces.
+        while let Some(index) = rig.sent.iter().position(|sent| sent.header.kind == Kind::Extents) {
+            let ask = rig.sent.remove(index).unwrap();
+            let data = Extent {
+                length: ask.header.length,
+                hole,
+            };
+            rig.answer_with(&ask, Status::Ok, Body::Bytes(extents::encode(&[data])));
+        }
+    }
+    assert_eq!(
+        rig.waiting(Kind::Clean),
+        [],
+        "called clean before the flush was answered"
+    );
+    assert_eq!(rig.waiting(Kind::Flush), [B], "no checkpoint");
+    if let Some(index) = write {
+        rig.write(1, block(index));
+        rig.answer_if(|sent| copy(sent) && sent.header.kind == Kind::Write);
+    }
+    rig.answer_if(|sent| sent.header.kind == Kind::Flush);
+    let clean = rig.sent.iter().filter(|sent| sent.header.kind == Kind::Clean);
+    let mut regions = Vec::new();
+    for sent in clean {
+        assert_eq!(sent.replica, B, "a member's region is dirty for other reasons");
+        assert!(!sent.body.bytes().is_empty(), "nothing named means everything");
+        let words = sent.body.bytes().chunks(4);
+        regions.extend(words.map(|word| u32::from_le_bytes(word.try_into().unwrap())));
+    }
+    regions
+}
+
+#[test]
+fn what_is_copied_whole_and_flushed_is_not_copied_again() {
+    assert_eq!(called_clean(true, |_| false, None), [3, 4, 5]);
+}
+
+#[test]
+fn a_region_that_lacks_a_part_stays_dirty() {
+    assert!(called_clean(false, |_| false, None).contains(&3));
+    let in_the_middle = |sent: &Sent| sent.header.range().blocks().contains(&(3 * 16 + 8));
+    let clean = called_clean(false, in_the_middle, None);
+    assert!(!clean.contains(&3), "{clean:?}");
+}
+
+#[test]
+fn a_region_written_since_it_was_copied_stays_dirty() {
+    assert_eq!(called_clean(true, |_| false, Some(4 * 256)), [3, 5]);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //= docs/replication.md#R12
 //! Overlapping writes are never in flight together, a read waits for one, a copy excludes both.
 
+use stor_replication::catalogue::Change;
 use stor_replication::engine::Request;
+use stor_replication::ids::ReplicaId;
 use stor_replication::wire::Kind;
 
-use super::bench::{A, B, Rig, Sent, block, row};
+use super::bench::{A, B, C, Rig, Sent, block, row};
 
 #[test]
 fn an_overlapping_write_waits_for_the_first() {
@@ -81,4 +83,105 @@ fn a_write_waits_for_a_copy_of_its_bytes() {
     assert_eq!(rig.waiting(Kind::Write), []);
     rig.run(100);
     assert!(rig.is_done(1));
+}
+
+const D: ReplicaId = ReplicaId(4);
+
+/// Two of three must be in sync, one is away and the other has a write; a third comes back.
+fn stalled() -> Rig {
+    let mut rig = Rig::serving(row(&[A, B], &[], 2));
+    rig.lose(B);
+    rig.write(1, block(0));
+    rig.run(2000);
+    // Held for the lease of the one that is away, with its lock.
+    rig.submit(2, Request::Read(block(40)));
+    rig.run(100);
+    assert!(!rig.is_done(1) && !rig.is_done(2), "answered by one of two");
+    let mut row = row(&[A, B], &[C], 2);
+    row.revision = rig.row.revision + 1;
+    rig.row = row.clone();
+    rig.add(C, row);
+    rig
+}
+
+#[test]
+fn a_copy_passes_a_write_that_waits_for_a_member_that_is_away() {
+    let mut rig = stalled();
+    rig.run(3000);
+    assert!(
+        matches!(rig.proposed.as_slice(), [(_, Change::Add { member: C, .. })]),
+        "who is there is not brought up to date: {:?}",
+        rig.proposed
+    );
+    rig.decide();
+    rig.run(4000);
+    assert!(
+        matches!(rig.proposed.as_slice(), [(_, Change::Remove { .. })]),
+        "{:?}",
+        rig.proposed
+    );
+    rig.decide();
+    rig.run(100);
+    assert!(rig.is_done(1) && rig.is_done(2), "waits though two are in sync");
+}
+
+#[test]
+fn who_takes_the_place_of_a_member_has_what_that_one_lacks() {
+    let mut rig = stalled();
+    let write =
+        |sent: &Sent| sent.replica == C && sent.header.kind == Kind::Write && sent.header.length == 4096;
+    rig.run_if(3000, |sent| !write(sent));
+    assert!(
+        rig.sent.iter().any(write),
+        "the write that waits is not sent to it"
+    );
+    assert!(rig.proposed.is_empty(), "added without it");
+}
+
+#[test]
+fn a_region_with_such_a_write_stays_dirty() {
+    let mut rig = stalled();
+    rig.run_if(3000, |sent| sent.header.kind != Kind::Clean);
+    let told = rig
+        .sent
+        .iter()
+        .filter(|sent| sent.header.kind == Kind::Clean && sent.replica == C);
+    let regions: Vec<u32> = told
+        .flat_map(|sent| sent.body.bytes().chunks(4))
+        .map(|word| u32::from_le_bytes(word.try_into().unwrap()))
+        .collect();
+    assert!(regions.contains(&1) && !regions.contains(&0), "{regions:?}");
+}
+
+#[test]
+fn a_copy_that_passes_a_write_comes_from_a_member_that_has_it() {
+    let mut rig = Rig::serving(row(&[A, B, C], &[], 3));
+    rig.lose(B);
+    rig.lose(C);
+    rig.write(1, block(0));
+    rig.answer_if(|sent| sent.header.kind == Kind::Write);
+    let mut row = row(&[A, B, C], &[D], 3);
+    row.revision = rig.row.revision + 1;
+    rig.row = row.clone();
+    rig.add(D, row);
+    let asked = |sent: &Sent| sent.header.kind == Kind::Extents;
+    rig.run_if(3000, |sent| !asked(sent));
+    let from = |rig: &Rig| {
+        rig.sent
+            .iter()
+            .filter(|sent| asked(sent))
+            .map(|sent| sent.replica)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(from(&rig), [A]);
+    // That one goes, another comes back and has not written it yet.
+    let waits = |sent: &Sent| asked(sent) || (sent.replica == C && sent.header.kind == Kind::Write);
+    rig.lose(A);
+    rig.back(C);
+    rig.run_if(1000, |sent| !waits(sent));
+    assert_eq!(rig.waiting(Kind::Write), [C], "it is not sent again");
+    assert_eq!(from(&rig), [], "copied from a member that lacks the write");
+    rig.answer_if(|sent| sent.header.kind == Kind::Write);
+    rig.run_if(1000, |sent| !asked(sent));
+    assert_eq!(from(&rig), [C]);
 }

@@ -2,10 +2,10 @@
 //! A member is left out only after the catalogue has removed it and a remaining one has stored that.
 
 use stor_replication::catalogue::{Change, EjectReason};
-use stor_replication::engine::State;
+use stor_replication::engine::{FailReason, IoError, State};
 use stor_replication::wire::Kind;
 
-use super::bench::{A, B, Rig, block, row, view};
+use super::bench::{A, B, C, Rig, block, row, view};
 
 #[test]
 fn a_member_that_stays_answers_before_another_is_removed() {
@@ -70,4 +70,22 @@ fn a_new_engine_answers_no_write_before_one_member_has_stored_its_view() {
     rig.answer_if(|sent| sent.header.kind == Kind::StoreView);
     rig.run(20);
     assert!(rig.is_done(1));
+}
+
+#[test]
+fn a_replica_of_a_later_config_stops_the_engine() {
+    // The catalogue was restored from a copy: it does not know any more who was removed.
+    for later in [A, C] {
+        let mut rig = Rig::new(row(&[A, B], &[C], 1), true, None);
+        rig.info.get_mut(&later).unwrap().stored = view(2, 7);
+        rig.write(1, block(0));
+        rig.run(1000);
+        let state = rig.engine.state(rig.now);
+        assert_eq!(
+            state,
+            State::Failed(FailReason::CatalogueBehind),
+            "replica {later}"
+        );
+        assert_eq!(rig.done.get(&1), Some(&Err(IoError::Failed)));
+    }
 }

@@ -1,11 +1,13 @@
 //= docs/replication.md#R8
 //! After an unclean end members are made equal before a read shows either; who lost its cache is no source.
 
+use stor_replication::body::Body;
 use stor_replication::engine::{FailReason, Request, State};
+use stor_replication::extents::{self, Extent};
 use stor_replication::ids::{Epoch, Loss, OpId};
 use stor_replication::wire::{Kind, Status, flags};
 
-use super::bench::{A, B, Bench, C, Rig, block, cache, lost, row, view};
+use super::bench::{A, B, Bench, C, Rig, Sent, block, cache, lost, row, view};
 
 fn dirty(guest_alive: bool, kept: [bool; 2]) -> Rig {
     let mut rig = Rig::new(row(&[A, B], &[], 1), guest_alive, None);
@@ -22,7 +24,7 @@ fn a_read_of_a_dirty_region_equalises_it_first() {
     rig.submit(1, Request::Read(block(200)));
     rig.run_if(200, |sent| !matches!(sent.header.kind, Kind::Read | Kind::Write));
     assert_eq!(rig.engine.state(rig.now), State::Serving);
-    let of_client = |sent: &super::bench::Sent| sent.header.kind == Kind::Read && sent.header.length == 4096;
+    let of_client = |sent: &Sent| sent.header.kind == Kind::Read && sent.header.length == 4096;
     assert!(
         !rig.sent.iter().any(of_client),
         "read before the members are equal"
@@ -92,12 +94,12 @@ fn a_loss_is_remembered_until_an_engine_has_made_it_good() {
     };
     let mut open = bench.header(Kind::Open, view(2, 0));
     open.flags = flags::MEMBER;
-    bench.ask(1, open, stor_replication::body::Body::None);
+    bench.ask(1, open, Body::None);
     bench.stored();
     bench.tick(2000);
     let mut store = bench.header(Kind::StoreView, view(2, 0));
     store.flags = flags::MEMBER;
-    let mut out = bench.ask(1, store, stor_replication::body::Body::Bytes(roster.encode()));
+    let mut out = bench.ask(1, store, Body::Bytes(roster.encode()));
     out.extend(bench.stored());
     assert_eq!(super::bench::status(&out, store.op), Some(Status::Ok));
     assert_eq!(
@@ -140,7 +142,7 @@ fn two_losses_that_one_engine_finds_are_told_apart() {
         let mut bench = bench.restart(cache(2));
         let mut open = bench.header(Kind::Open, view(2, 0));
         (open.flags, open.op) = (flags::MEMBER, OpId(op));
-        bench.ask(1, open, stor_replication::body::Body::None);
+        bench.ask(1, open, Body::None);
         bench.stored();
         bench.restart(cache(2)).replica.superblock().loss
     };
@@ -157,7 +159,7 @@ fn a_loss_is_durable_before_the_promise() {
     let mut open = bench.header(Kind::Open, view(1, 0));
     open.flags = flags::MEMBER;
     bench.now = bench.now + std::time::Duration::from_secs(5);
-    let out = bench.ask(1, open, stor_replication::body::Body::None);
+    let out = bench.ask(1, open, Body::None);
     assert_eq!(
         super::bench::status(&out, open.op),
         None,
@@ -207,4 +209,53 @@ fn the_word_that_a_member_is_right_may_be_lost_with_its_connection() {
     rig.run(3000);
     assert_eq!(rig.engine.state(rig.now), State::Serving, "B has it all");
     assert!(rig.is_done(1));
+}
+
+#[test]
+fn a_copy_to_a_returning_replica_does_not_hold_up_the_repair() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 2));
+    rig.write(1, block(0));
+    rig.run(20);
+    assert!(rig.is_done(1));
+    let mut row = row(&[A, B], &[C], 2);
+    row.revision = rig.row.revision + 1;
+    rig.row = row.clone();
+    rig.add(C, row);
+    let asks = |sent: &Sent| sent.header.kind == Kind::Extents;
+    let reads = |sent: &Sent| sent.header.kind == Kind::Read;
+    rig.run_if(3000, |sent| !asks(sent) && !reads(sent));
+    let ask = rig
+        .sent
+        .iter()
+        .find(|sent| asks(sent))
+        .expect("nothing is copied")
+        .clone();
+    rig.sent.retain(|sent| *sent != ask);
+    let data = Extent {
+        length: ask.header.length,
+        hole: false,
+    };
+    rig.answer_with(&ask, Status::Ok, Body::Bytes(extents::encode(&[data])));
+    let copies: Vec<Sent> = rig.sent.iter().filter(|sent| reads(sent)).cloned().collect();
+    assert!(!copies.is_empty());
+    // One member loses its cache, the other can't read what is being copied.
+    rig.lose(B);
+    let info = rig.info.get_mut(&B).unwrap();
+    (info.cache, info.loss) = (cache(9), lost(7));
+    rig.back(B);
+    rig.run_if(1000, |sent| !reads(sent));
+    assert!(rig.engine.unequal_bytes() > 0);
+    while let Some(sent) = rig
+        .sent
+        .iter()
+        .find(|sent| reads(sent) && sent.header.offset == 0)
+        .cloned()
+    {
+        rig.refuse(&sent, Status::MediaError);
+        if sent.header.length == 4096 {
+            break;
+        }
+    }
+    rig.run(5000);
+    assert_eq!(rig.engine.unequal_bytes(), 0, "the repair waits for ever");
 }

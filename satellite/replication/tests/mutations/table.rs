@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use stor_replication::defect::Defect;
 
-/// All tests of rules together take a few seconds; one that goes round in circles is not over by then.
-const IN_TIME: Duration = Duration::from_mins(1);
+/// Whatever the tests do, they use up their processor time by then.
+const GIVEN_UP: Duration = Duration::from_mins(20);
 
 const BEGIN: &str = "<!-- mutations: begin -->";
 const END: &str = "<!-- mutations: end -->";
@@ -44,32 +44,43 @@ fn rows() -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Writes the table anew.
+/// Writes the table: anew what was looked for, as it stands the rest.
 pub(crate) fn write(found: &[(Defect, Caught)]) {
     let text = std::fs::read_to_string(document()).unwrap();
     let (head, rest) = text.split_once(BEGIN).expect("the table's begin");
-    let (_, tail) = rest.split_once(END).expect("the table's end");
+    let (before, tail) = rest.split_once(END).expect("the table's end");
     let mut table = String::from("\n\n| rule | defect | tests that fail | simulation |\n|---|---|---|---|\n");
-    for (defect, caught) in found {
-        let shown = caught.tests.iter().take(2).map(|test| format!("`{test}`"));
-        let mut tests = shown.collect::<Vec<_>>().join(", ");
-        if caught.tests.len() > 2 {
-            write!(tests, " and {} more", caught.tests.len() - 2).unwrap();
+    for defect in Defect::ALL {
+        let stands = || {
+            before
+                .lines()
+                .find(|line| line.contains(&format!("| `{}`:", defect.name())))
+        };
+        let line = found
+            .iter()
+            .find(|(of, _)| of == defect)
+            .map(|(_, caught)| row(*defect, caught))
+            .or_else(|| stands().map(str::to_owned));
+        if let Some(line) = line {
+            table.push_str(&line);
+            table.push('\n');
         }
-        let seed = caught.seed.as_ref().map_or("-".into(), |(seed, wrong)| {
-            format!("seed {seed}: {}", brief(wrong))
-        });
-        let tests = if tests.is_empty() { "-".into() } else { tests };
-        writeln!(
-            table,
-            "| {} | `{}`: {} | {tests} | {seed} |",
-            defect.rule(),
-            defect.name(),
-            defect.what()
-        )
-        .unwrap();
     }
     std::fs::write(document(), format!("{head}{BEGIN}{table}\n{END}{tail}")).unwrap();
+}
+
+fn row(defect: Defect, caught: &Caught) -> String {
+    let shown = caught.tests.iter().take(2).map(|test| format!("`{test}`"));
+    let mut tests = shown.collect::<Vec<_>>().join(", ");
+    if caught.tests.len() > 2 {
+        write!(tests, " and {} more", caught.tests.len() - 2).unwrap();
+    }
+    let seed = caught.seed.as_ref().map_or("-".into(), |(seed, wrong)| {
+        format!("seed {seed}: {}", brief(wrong))
+    });
+    let tests = if tests.is_empty() { "-".into() } else { tests };
+    let (rule, name, what) = (defect.rule(), defect.name(), defect.what());
+    format!("| {rule} | `{name}`: {what} | {tests} | {seed} |")
 }
 
 /// What went wrong, in few words: numbers differ from run to run.
@@ -86,7 +97,10 @@ fn brief(wrong: &str) -> String {
 /// Runs tests of this program with a defect on; the names of those that fail.
 pub(crate) fn failing(defect: Defect, filters: &[&str]) -> Vec<String> {
     let mut out = tempfile::tempfile().unwrap();
-    let mut process = Command::new(std::env::current_exe().unwrap())
+    // What never ends uses up its processor time; a slow machine does not end it.
+    let mut process = Command::new("sh")
+        .args(["-c", "ulimit -t 60 && exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
         .env("STOR_DEFECT", defect.name())
         .args(["--test-threads=1", "--skip=rules::", "--skip=random::"])
         .args(filters)
@@ -97,7 +111,10 @@ pub(crate) fn failing(defect: Defect, filters: &[&str]) -> Vec<String> {
     let begun = Instant::now();
     let status = loop {
         match process.try_wait().unwrap() {
-            None if begun.elapsed() > IN_TIME => process.kill().unwrap(),
+            None if begun.elapsed() > GIVEN_UP => {
+                process.kill().unwrap();
+                panic!("{} with {filters:?} waits for something", defect.name());
+            }
             None => std::thread::sleep(Duration::from_millis(5)),
             Some(status) => break status,
         }

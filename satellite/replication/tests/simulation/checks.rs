@@ -49,14 +49,16 @@ impl World {
         }
     }
 
-    /// Nobody is left who could serve: all in-sync replicas' disks failed for good.
+    /// Nobody is left who could serve: all in-sync replicas' disks failed for good, or are with the machine that stays away.
     pub(crate) fn is_lost(&self) -> bool {
-        self.member_nodes().iter().all(|node| self.is_failed(*node))
+        let gone = |node: &usize| self.forsaken == Some(*node) || self.is_failed(*node);
+        self.member_nodes().iter().all(gone)
     }
 
     /// Everything is as it was before the faults: `None`, or what is not.
     pub(crate) fn unsettled(&self) -> Option<String> {
-        for (id, member) in &self.row.replicas {
+        let away = |id: ReplicaId| self.forsaken.is_some() && self.forsaken == self.node_of(id);
+        for (id, member) in self.row.replicas.iter().filter(|(id, _)| !away(**id)) {
             if member.state != MemberState::InSync {
                 return Some(format!("replica {id} is {:?}", member.state));
             }

@@ -390,7 +390,7 @@ impl World {
                 let all_lost = self
                     .row
                     .in_sync()
-                    .all(|id| self.ever_lost(id) || self.node_of(id).is_none_or(|node| self.is_failed(node)));
+                    .all(|id| self.wiped(id) > 0 || self.node_of(id).is_none_or(|node| self.is_failed(node)));
                 let some_lost = self.plan.read_errors && self.row.in_sync().any(|id| self.wiped(id) > 0);
                 let caused = all_lost || some_lost || epoch != self.row.view.epoch;
                 if reason == FailReason::CatalogueBehind || !caused {

@@ -379,7 +379,6 @@ impl World {
                 // Its next flush may lose what was not flushed.
                 self.nodes[node].wiped = self.moment;
                 self.nodes[node].reopened = OPEN;
-                self.nodes[node].ever_wiped = true;
                 self.ever_wiped = true;
                 self.note_lost();
                 self.after(length, What::DiskRecovers(node));
@@ -454,6 +453,21 @@ impl World {
         }
     }
 
+    /// A machine that is never seen again; the others have all it had, or are enough to go on.
+    fn forsake(&mut self) {
+        if !self.forsakes {
+            return;
+        }
+        let node = self.rng.index(self.plan.copies);
+        let others = self.row.in_sync().filter_map(|id| self.node_of(id));
+        let others = others.filter(|other| *other != node && !self.is_failed(*other));
+        if others.count() >= self.row.least_in_sync() {
+            self.crash_machine(node, OPEN / 2);
+            self.log(|| format!("n{node} stays away"));
+            (self.forsaken, self.forsaken_at) = (Some(node), self.now);
+        }
+    }
+
     /// Everything works again, but for replicas whose disks failed for good.
     pub(crate) fn heal(&mut self) {
         self.log(|| "HEAL".into());
@@ -463,7 +477,11 @@ impl World {
         self.plan.slow_net = 0;
         self.plan.lossy_catalogue = 0;
         (self.plan.misrouted, self.plan.damaged, self.doom) = (0, 0, None);
+        self.forsake();
         for node in 0..NODES {
+            if self.forsaken == Some(node) {
+                continue;
+            }
             self.reboot(node);
             if let Some((_, disk)) = &mut self.nodes[node].store {
                 disk.bad.clear();

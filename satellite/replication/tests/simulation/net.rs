@@ -184,6 +184,7 @@ impl World {
                 match packet {
                     Packet::Message(header, body) => {
                         let conn = ConnId(id);
+                        self.note_whole(id, engine, node, &header);
                         let event = if header.kind == Kind::Open {
                             let authorised = granted(&header);
                             replica::Event::Open {

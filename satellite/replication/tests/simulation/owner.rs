@@ -1,12 +1,13 @@
 //! The catalogue, and those who change it besides engines: agents and the operator.
 
 use stor_replication::catalogue::{Change, MemberState, Refusal, VolumeRow, decide};
-use stor_replication::engine;
-use stor_replication::ids::ReplicaId;
+use stor_replication::engine::{self, State};
+use stor_replication::ids::{ConnId, ReplicaId};
+use stor_replication::wire::{Header, Kind, Status, flags};
 
 use super::aims::Moment;
 use super::oracle::OPEN;
-use super::world::{CONTROLLER, MS, SECOND, What, World};
+use super::world::{CONTROLLER, EngineProcess, MS, SECOND, What, World};
 
 impl World {
     /// The engine's shell asks the catalogue, again and again until it hears an answer.
@@ -133,10 +134,29 @@ impl World {
         self.node_of(replica).map_or(0, |node| self.nodes[node].wiped)
     }
 
-    /// Whether a replica ever lost anything: it may have been between the last copy and its joining.
-    pub(crate) fn ever_lost(&self, replica: ReplicaId) -> bool {
-        self.node_of(replica)
-            .is_some_and(|node| self.nodes[node].ever_wiped)
+    /// A replica hears that what it holds is right while nothing is unequal: what it had lost it has again.
+    pub(crate) fn note_whole(&mut self, conn: u64, engine: u64, node: usize, header: &Header) {
+        let whole = header.kind == Kind::StoreView && header.flags & flags::WHOLE != 0;
+        let equal = |process: &EngineProcess| {
+            process.epoch == self.row.view.epoch && process.served && process.engine.unequal_bytes() == 0
+        };
+        let replica = self.nodes[node].store.as_ref().map(|(id, _)| *id);
+        let member = self.row.in_sync().any(|id| Some(id) == replica);
+        // A loss that all members share is the oracle's before it is forgotten.
+        let noted = self.lost <= self.lost_noted;
+        if whole && member && noted && self.engines.get(&engine).is_some_and(equal) {
+            self.whole.insert((ConnId(conn), header.op), self.moment);
+        }
+    }
+
+    /// It has stored that. A disk that broke unnoticed may lose more with its next flush.
+    pub(crate) fn note_made_good(&mut self, node: usize, conn: ConnId, header: &Header) {
+        let told = self.whole.remove(&(conn, header.op));
+        let failed = self.is_failed(node);
+        let place = &mut self.nodes[node];
+        if header.status == Status::Ok && !failed && told.is_some_and(|moment| place.wiped <= moment) {
+            place.wiped = 0;
+        }
     }
 
     /// Everything that ended before `lost` may be gone where it was not flushed: no member has kept it.
@@ -180,6 +200,7 @@ impl World {
             return;
         }
         if self.healing {
+            self.give_way();
             self.replace_failed();
         } else {
             self.leave_some();
@@ -254,6 +275,23 @@ impl World {
         self.after(delay, What::StartEngine { node, row, guest });
     }
 
+    /// One that may not be removed stays away, and what only its repair or promise could settle holds up who could take
+    /// its place: the operator lowers the minimum in the end (R16). What else waits for it must help itself.
+    fn give_way(&mut self) {
+        let late = self.forsaken.is_some() && self.now > self.forsaken_at + 300 * SECOND;
+        let held_up = |process: &EngineProcess| {
+            let clock = self.nodes[process.node].clock(self.now);
+            process.engine.state(clock) == State::Starting || process.engine.unequal_bytes() > 0
+        };
+        let epoch = self.row.view.epoch;
+        let mut current = self.engines.values().filter(|process| process.epoch == epoch);
+        if late && self.row.min_in_sync > 1 && current.any(held_up) {
+            self.row.min_in_sync = 1;
+            self.row.revision += 1;
+            self.tell_engines();
+        }
+    }
+
     /// The operator replaces replicas whose disks failed, once they are out of the set.
     fn replace_failed(&mut self) {
         for node in 0..self.nodes.len() {
@@ -298,6 +336,9 @@ impl World {
     /// Replicas that left are deleted, and others made in their place.
     fn replace_left(&mut self) {
         for node in 0..self.nodes.len() {
+            if self.forsaken == Some(node) {
+                continue;
+            }
             let old = self.nodes[node].store.as_ref().map(|(id, _)| *id);
             if let Some(old) = old.filter(|old| !self.row.replicas.contains_key(old)) {
                 self.replace(node, old);

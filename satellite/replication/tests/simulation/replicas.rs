@@ -148,6 +148,7 @@ impl World {
                     }
                     self.moment(Moment::Promise);
                 }
+                self.note_made_good(node, conn, &header);
                 let satellite = self.nodes[node].satellite.as_ref().unwrap();
                 if let Some(id) = satellite.conns.get(&conn).copied() {
                     self.put_message(id, Dir::ToEngine, header, body);
@@ -334,7 +335,6 @@ impl World {
         place.boot = self.rng.next();
         place.wiped = moment;
         place.reopened = OPEN;
-        place.ever_wiped = true;
         if let Some((_, disk)) = &mut place.store {
             disk.crash(&mut self.rng);
             (disk.hangs_until, disk.short_until) = (0, 0);
@@ -362,7 +362,7 @@ impl World {
     }
 
     pub(crate) fn reboot(&mut self, node: usize) {
-        if self.nodes[node].up {
+        if self.nodes[node].up || self.forsaken == Some(node) {
             return;
         }
         self.log(|| format!("n{node} boots"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use stor_replication::body::Body;
 use stor_replication::catalogue::{Change, Member, MemberState, Refusal, VolumeRow};
 use stor_replication::engine::{self, Engine, LinkId, Request};
-use stor_replication::ids::{CacheId, ConfigSeq, ConnId, Epoch, Lineage, ReplicaId, View, VolumeId};
+use stor_replication::ids::{CacheId, ConfigSeq, ConnId, Epoch, Lineage, OpId, ReplicaId, View, VolumeId};
 use stor_replication::replica::{self, Replica};
 use stor_replication::time::Time;
 use stor_replication::wire::Header;
@@ -154,7 +154,6 @@ pub(crate) struct Node {
     pub(crate) wiped: u64,
     /// When an engine was first let in after that; what was answered since it has.
     pub(crate) reopened: u64,
-    pub(crate) ever_wiped: bool,
     /// When the last flush of its disk began.
     pub(crate) flush_begun: u64,
 }
@@ -251,6 +250,13 @@ pub(crate) struct World {
     /// Blocks that could not be read somewhere, once.
     pub(crate) ever_bad: BTreeSet<u64>,
     pub(crate) ever_wiped: bool,
+    /// Words that a replica is right, on their way to be stored there, and since when.
+    pub(crate) whole: BTreeMap<(ConnId, OpId), u64>,
+    /// The seed is one of those in which a machine stays away at the healing, if the others can do without it.
+    pub(crate) forsakes: bool,
+    /// That machine, and since when.
+    pub(crate) forsaken: Option<usize>,
+    pub(crate) forsaken_at: u64,
     pub(crate) healing: bool,
     /// When the operator next wants a replica elsewhere, and by what chance: its own, so that all else of a seed stays.
     pub(crate) leaves: Option<(u64, Rng)>,
@@ -286,6 +292,8 @@ impl World {
         if own.chance(25) && !committed {
             world.leaves = Some((own.spread(100 * MS, 20 * SECOND), own));
         }
+        // Older lines of the list are about worlds in which nobody stayed away.
+        world.forsakes = seed % 5 == 3 && (!committed || seed >= 3_000_000);
         world
     }
 
@@ -309,7 +317,6 @@ impl World {
                 starting: false,
                 wiped: 0,
                 reopened: 0,
-                ever_wiped: false,
                 flush_begun: 0,
             };
             if index < copies {
@@ -380,6 +387,10 @@ impl World {
             quiet: false,
             ever_bad: BTreeSet::new(),
             ever_wiped: false,
+            whole: BTreeMap::new(),
+            forsakes: false,
+            forsaken: None,
+            forsaken_at: 0,
             healing: false,
             leaves: None,
             highest: 0,
