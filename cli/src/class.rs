@@ -29,7 +29,7 @@ pub(crate) enum ClassVerb {
         #[arg(long, value_parser = args::tag)]
         tag: Vec<String>,
         /// How devices are reached: fuse or socket [default: the best the node has]
-        #[arg(long, value_parser = ["nbd", "fuse", "socket"])]
+        #[arg(long, value_parser = ["ublk", "nbd", "fuse", "socket"])]
         transport: Option<String>,
         /// Node property, such as zone, that must differ between replicas
         #[arg(long, value_name = "PROPERTY", value_parser = args::property_key)]

@@ -3,6 +3,7 @@
 //!
 //! * `deaf…`: hears Stop and goes on.
 //! * `proposer…`: proposes to remove replica 2, once configured, on every connection until it hears the outcome.
+//! * `grown…`: serves twice the bytes that the row says.
 //! * anything else: serves, stops clean.
 
 #![allow(
@@ -93,7 +94,11 @@ impl Engine {
     fn report(&self, stream: &UnixStream) -> io::Result<()> {
         let report = Report {
             state: State::Serving,
-            size: 0,
+            size: if self.name().starts_with("grown") {
+                self.config.as_ref().map_or(0, |config| 2 * config.row.size)
+            } else {
+                0
+            },
             reason: String::new(),
             syncing: Vec::new(),
             counters: Counters::default(),

@@ -32,6 +32,13 @@ pub enum Transport {
         /// Where the engine listens.
         path: PathBuf,
     },
+    /// Requests of a device of the kernel's ublk driver.
+    Ublk {
+        /// Its number.
+        device: u32,
+        /// What the kernel says of it if it is the right one.
+        mark: u64,
+    },
     /// FUSE requests on the descriptor handed over at the engine's start (`--fuse-fd`).
     Fuse,
     /// No device: the engine only heals.

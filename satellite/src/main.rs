@@ -79,7 +79,7 @@ struct Run {
     /// Directory for the names of devices.
     #[arg(long, value_name = "DIR", default_value = "/dev/stor")]
     device_dir: PathBuf,
-    /// Use only these transports: nbd, fuse, socket.
+    /// Use only these transports: ublk, nbd, fuse, socket.
     #[arg(long, value_name = "LIST", value_parser = transport_list)]
     transports: Option<TransportList>,
     /// List loop devices as disks too, so that pools can be made of them. For tests.

@@ -29,13 +29,16 @@ pub(crate) fn with_device(dir: &Path) -> Vec<Engine> {
     let find = |pid: i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let (volume, node) = volume_and_node(&line, dir)?;
-        let (name, _) = devices.iter().find(|(_, of)| is_of(of, &volume))?;
+        let by_volume = devices.iter().find(|(_, of)| is_of(of, &volume));
+        let name = by_volume
+            .map(|(name, _)| name.clone())
+            .or_else(|| ublk_of(Path::new(&format!("/proc/{pid}/fd"))))?;
         Some(Engine {
             pid,
             volume,
             node,
             device: PathBuf::from(format!("/dev/{name}")),
-            users: users(name),
+            users: users(&name),
         })
     };
     process::all(dir).into_iter().filter_map(find).collect()
@@ -58,6 +61,14 @@ fn volume_and_node(line: &[u8], dir: &Path) -> Option<(String, String)> {
     let below = Path::new(after("--control")?).strip_prefix(dir).ok()?;
     let node = below.components().next()?.as_os_str().to_str()?.to_owned();
     Some((volume, node))
+}
+
+/// The ublk device that a process serves, told by its open files.
+fn ublk_of(open: &Path) -> Option<String> {
+    let entries = fs::read_dir(open).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .find_map(|file| Some(format!("ublkb{}", file.to_str()?.strip_prefix("/dev/ublkc")?)))
 }
 
 /// Loop devices and the files they show, nbd devices of volumes and the volumes' ids; others are left out.

@@ -22,7 +22,7 @@ pub(crate) struct AttachArgs {
     node: String,
     /// How the device is reached: fuse (a device in /dev/stor) or socket (NBD on a unix socket) [default: the
     /// class's, else the best the node has]
-    #[arg(long, value_parser = ["nbd", "fuse", "socket"])]
+    #[arg(long, value_parser = ["ublk", "nbd", "fuse", "socket"])]
     transport: Option<String>,
     /// Refuse writes
     #[arg(long)]

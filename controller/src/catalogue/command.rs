@@ -430,7 +430,7 @@ pub struct Seen {
 /// A way a device can reach a node's kernel.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Probe {
-    /// `fuse`, `socket`.
+    /// `ublk`, `nbd`, `fuse`, `socket`.
     pub name: String,
     /// Usable.
     pub available: bool,

@@ -22,7 +22,7 @@ use crate::cluster::{Cluster, Look};
 use crate::show;
 
 /// Ways to serve a device, best first.
-const TRANSPORTS: [&str; 3] = ["nbd", "fuse", "socket"];
+const TRANSPORTS: [&str; 4] = ["ublk", "nbd", "fuse", "socket"];
 const NODE_OFFLINE: &str = "node-offline";
 /// Views that moved between looking and proposing before an attach is given up.
 const ATTEMPTS: u32 = 8;

@@ -323,11 +323,7 @@ pub fn attachment(row: &row::Volume, is: &row::Attachment, seen: &Observations) 
         nbd_uri: engine.map_or_else(String::new, |e| e.nbd_uri.clone()),
         epoch: row.row.view.epoch.0,
         state,
-        reason: if state == AttachmentState::Attached {
-            String::new()
-        } else {
-            reason
-        },
+        reason,
         counters: engine
             .and_then(|e| e.counters)
             .map_or_else(Counters::default, |c| Counters {

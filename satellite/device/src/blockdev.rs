@@ -49,6 +49,32 @@ pub fn discard_chunk(fd: impl AsFd) -> io::Result<u64> {
     read("discard_granularity")
 }
 
+/// A device that nobody mounts or claims as long as this is held.
+#[derive(Debug)]
+pub struct Claim(File);
+
+/// Claims a device; `None`: it is mounted, or part of another device. Everything written to it is on its server
+/// then. Waits for that, as long as it takes.
+pub fn claim(path: &Path) -> io::Result<Option<Claim>> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(path);
+    let file = match opened {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(None),
+        other => other?,
+    };
+    file.sync_all()?;
+    Ok(Some(Claim(file)))
+}
+
+impl Claim {
+    /// Gives it back.
+    pub fn release(self) {
+        drop(self.0);
+    }
+}
+
 /// Opens a block device for direct I/O and for nobody else: not while it is mounted, part of something else, or
 /// open in this way.
 pub fn open_exclusive(path: &Path) -> io::Result<File> {

@@ -7,21 +7,19 @@
 //! Each device carries a text ([`Device::backend`]) that says whose it is. The kernel gives new sockets only to a
 //! device with the same text. Kernels before 5.14 know no such thing and are refused.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::libc;
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::FileType;
 use thiserror::Error;
 
 use crate::netlink::{Attributes, Socket, attribute, u32_at};
 
 const FAMILY: &str = "nbd";
-const MAJOR: u32 = 43;
 
 const CONNECT: u8 = 1;
 const DISCONNECT: u8 = 2;
@@ -175,6 +173,22 @@ impl Control {
             .map(drop)
     }
 
+    /// Gives a device another size. Waits until no request is under way; its users may go on meanwhile.
+    pub fn set_size(&mut self, index: u32, size: u64, backend: &str) -> Result<(), NbdError> {
+        let attributes = Attributes::default()
+            .u32(INDEX, index)
+            .u64(SIZE, size)
+            .text(BACKEND, backend);
+        let refused = |source| NbdError::Refused {
+            doing: "resize an nbd device",
+            source,
+        };
+        self.socket
+            .ask(RECONFIGURE, &attributes)
+            .map_err(refused)
+            .map(drop)
+    }
+
     /// Takes a device from whoever uses it: what waits in it, and all that comes, fails. One that is not set up
     /// is left alone.
     pub fn disconnect(&mut self, index: u32) -> Result<(), NbdError> {
@@ -259,60 +273,12 @@ pub fn devices() -> io::Result<Vec<Device>> {
 /// Whether `path` is the node of the device of this number. Where nobody makes nodes in /dev (a container with a
 /// /dev of its own), makes it.
 pub fn make_node(index: u32, path: &Path) -> Result<(), NbdError> {
-    let system = |doing, source| NbdError::System {
-        doing,
+    let number = PathBuf::from(format!("/sys/block/nbd{index}/dev"));
+    crate::devnode::make(path, FileType::BlockDevice, &number).map_err(|source| NbdError::System {
+        doing: "use",
         path: path.to_owned(),
         source,
-    };
-    let number = told(index, "dev").unwrap_or_default();
-    let minor = number
-        .strip_prefix(&format!("{MAJOR}:"))
-        .and_then(|minor| minor.parse::<u32>().ok())
-        .ok_or_else(|| {
-            system(
-                "find the number of",
-                io::Error::other(format!("it is {number:?}")),
-            )
-        })?;
-    let wanted = makedev(MAJOR, minor);
-    match mknodat(CWD, path, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, wanted) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-        Err(errno) => return Err(system("make", errno.into())),
-    }
-    let found = fs::symlink_metadata(path).map_err(|error| system("look at", error))?;
-    if !found.file_type().is_block_device() || found.rdev() != wanted {
-        return Err(system(
-            "use",
-            io::Error::other(format!("it is not the node of block device {MAJOR}:{minor}")),
-        ));
-    }
-    Ok(())
-}
-
-/// A device that nobody mounts or claims as long as this is held.
-#[derive(Debug)]
-pub struct Claim(File);
-
-/// Claims a device; `None`: it is mounted, or part of another device. Everything written to it is on its server
-/// then. Waits for that, as long as it takes.
-pub fn claim(path: &Path) -> io::Result<Option<Claim>> {
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_EXCL)
-        .open(path);
-    let file = match opened {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(None),
-        other => other?,
-    };
-    file.sync_all()?;
-    Ok(Some(Claim(file)))
-}
-
-impl Claim {
-    /// Gives it back.
-    pub fn release(self) {
-        drop(self.0);
-    }
+    })
 }
 
 /// Waits a little until a device that was taken down has no user any more. Answers whether it has none.

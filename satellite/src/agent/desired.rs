@@ -115,6 +115,8 @@ pub struct WantedEngine {
 /// See [`crate::control::Transport`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TransportKind {
+    /// A device of the kernel's ublk driver.
+    Ublk,
     /// A device of the kernel's nbd driver.
     Nbd,
     /// FUSE file and loop device.
@@ -242,6 +244,7 @@ fn wanted_replica(from: proto::Replica) -> Result<WantedReplica, RowError> {
 
 fn wanted_engine(from: proto::Engine) -> Result<WantedEngine, RowError> {
     let transport = match from.transport.as_str() {
+        "ublk" => TransportKind::Ublk,
         "nbd" => TransportKind::Nbd,
         "fuse" => TransportKind::Fuse,
         "socket" => TransportKind::Socket,

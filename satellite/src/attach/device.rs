@@ -1,4 +1,4 @@
-//! What the task of a volume needs of the kernel: a FUSE mount and a loop device on the file in it, or an nbd
+//! What the task of a volume needs of the kernel: a FUSE mount and a loop device on the file in it, or an nbd or ublk
 //! device; and the name `/dev/stor/<volume>`.
 //!
 //! Every call blocks, possibly for long (a loop device is detached only when what was written to it has
@@ -11,6 +11,8 @@ use stor_replication::ids::VolumeId;
 use thiserror::Error;
 use tokio::sync::broadcast;
 
+use crate::agent::desired::TransportKind;
+
 /// Why a device could not be made or taken away.
 #[derive(Debug, Error)]
 pub enum DeviceError {
@@ -20,6 +22,9 @@ pub enum DeviceError {
     /// The system refused.
     #[error("{0}")]
     Failed(String),
+    /// This device will never be as it should.
+    #[error("{0}")]
+    Fixed(String),
 }
 
 /// How much of a volume's device is there.
@@ -41,17 +46,39 @@ pub enum Found {
         /// Writes to it are refused.
         read_only: bool,
     },
+    /// A ublk device. Whether it has a process is not known.
+    Ublk {
+        /// Its number.
+        index: u32,
+        /// Writes to it are refused.
+        read_only: bool,
+    },
 }
 
-/// What an nbd device is to be.
+/// What an nbd or ublk device is to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NbdWish {
+pub struct Wish {
+    /// Of which of them.
+    pub transport: TransportKind,
+    /// The process that serves it.
+    pub engine: i32,
     /// The volume's name.
     pub name: String,
     /// Bytes.
     pub size: u64,
     /// Writes are refused.
     pub read_only: bool,
+}
+
+/// A device that an engine serves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Connected {
+    /// Its name.
+    pub path: PathBuf,
+    /// Its number.
+    pub index: u32,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// Stands for every nbd device, in [`Devices::links`].
@@ -66,22 +93,26 @@ pub trait Devices: Send + Sync + std::fmt::Debug {
     /// copy of it.
     fn mount(&self, volume: VolumeId) -> Result<OwnedFd, DeviceError>;
 
-    /// Has the loop device see how large the volume's file is now. Asks the engine.
-    fn resize(&self, volume: VolumeId) -> Result<(), DeviceError>;
+    /// Makes a ublk device that waits for an engine, or has the one that is there wait for another. Returns its number,
+    /// and whether it is new.
+    fn make(&self, volume: VolumeId, wish: &Wish) -> Result<(u32, bool), DeviceError>;
+
+    /// Gives the device the size that the engine serves now. [`DeviceError::Fixed`]: it cannot have it.
+    fn resize(&self, volume: VolumeId, size: u64) -> Result<(), DeviceError>;
 
     /// Puts a loop device on the volume's file and the name on the loop device. Returns the name. Doing
     /// it again finds what is there.
     fn attach(&self, volume: VolumeId, name: &str, read_only: bool) -> Result<PathBuf, DeviceError>;
 
-    /// Connects an nbd device to the volume's engine, anew if it was connected to an earlier one, and puts the name on
-    /// it. Returns the name, and the device's number.
-    fn connect(&self, volume: VolumeId, wish: &NbdWish) -> Result<(PathBuf, u32), DeviceError>;
+    /// Connects an nbd device to the volume's engine, anew if it was connected to an earlier one; or lets requests of
+    /// its ublk device go to the engine. Puts the name on it.
+    fn connect(&self, volume: VolumeId, wish: &Wish) -> Result<Connected, DeviceError>;
 
     /// Numbers of nbd devices that lose a connection, from now on; [`ALL_NBD`]: any may have. `None`: there are no
     /// such devices here.
     fn links(&self) -> Option<broadcast::Receiver<u32>>;
 
-    /// Takes name, loop or nbd device and mount away. Without `force` a device that is used stays; with it the
+    /// Takes name, device and mount away. Without `force` a device that is used stays; with it the
     /// engine is gone for good, and what is still open fails with I/O errors.
     fn take_down(&self, volume: VolumeId, name: &str, force: bool) -> Result<(), DeviceError>;
 

@@ -5,11 +5,12 @@
 //! STATE/fuse/<volume>/volume    the volume as a file
 //! /dev/loopN                    on that file, direct I/O, blocks of 4096 bytes
 //! /dev/nbdN                     transport nbd, see [`super::nbd`]
-//! DEVICE_DIR/<name>             symbolic link to /dev/loopN or /dev/nbdN
+//! /dev/ublkbN                   transport ublk, see [`super::ublk`]
+//! DEVICE_DIR/<name>             symbolic link to one of these
 //! ```
 //!
-//! A link is replaced or removed only when it is surely ours: it points to a device on our file or of our nbd
-//! server, or to one that is on nothing at all.
+//! A link is replaced or removed only when it is surely ours: it points to a device on our file or of our
+//! engine, or to one that is on nothing at all.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
@@ -24,9 +25,11 @@ use uuid::Uuid;
 
 use tokio::sync::broadcast;
 
-use super::device::{DeviceError, Devices, Found, NbdWish};
+use super::device::{Connected, DeviceError, Devices, Found, Wish};
 use super::nbd::NbdDevices;
+use super::ublk::UblkDevices;
 use super::users::users;
+use crate::agent::desired::TransportKind;
 use crate::agent::state_dir::Paths;
 
 /// The file in the FUSE mount.
@@ -38,6 +41,7 @@ pub struct KernelDevices {
     paths: Paths,
     directory: PathBuf,
     nbd: NbdDevices,
+    ublk: UblkDevices,
 }
 
 fn failed(doing: &str, path: &Path, error: impl std::fmt::Display) -> DeviceError {
@@ -47,11 +51,11 @@ fn failed(doing: &str, path: &Path, error: impl std::fmt::Display) -> DeviceErro
 impl KernelDevices {
     /// `directory`: where the names of devices go.
     pub fn new(paths: Paths, directory: PathBuf) -> Self {
-        let nbd = NbdDevices::new(paths.clone());
         Self {
+            nbd: NbdDevices::new(paths.clone()),
+            ublk: UblkDevices::new(paths.clone()),
             paths,
             directory,
-            nbd,
         }
     }
 
@@ -163,8 +167,13 @@ impl KernelDevices {
             Err(error) => return Err(failed("look at", link, error)),
         };
         let number_after = |prefix| target.to_str()?.strip_prefix(prefix)?.parse::<u32>().ok();
-        if let Some(index) = number_after("/dev/nbd") {
-            return Ok(match self.nbd.owner(volume, index)? {
+        let of_a_driver = match (number_after("/dev/nbd"), number_after("/dev/ublkb")) {
+            (Some(index), _) => Some(self.nbd.owner(volume, index)?),
+            (_, Some(index)) => Some(self.ublk.owner(volume, index)?),
+            _ => None,
+        };
+        if let Some(owner) = of_a_driver {
+            return Ok(match owner {
                 Some(other) => Owner::Other(format!("a link to {}, which is {other}", target.display())),
                 None => Owner::Us,
             });
@@ -212,6 +221,9 @@ impl Devices for KernelDevices {
                 read_only: device.read_only,
             });
         }
+        if let Some(found) = self.ublk.find(volume)? {
+            return Ok(found);
+        }
         // A loop device may be left of a mount that is gone.
         match self.loops(volume)?.into_iter().next() {
             Some(device) => {
@@ -250,19 +262,36 @@ impl Devices for KernelDevices {
         self.link(volume, name, &device.path)
     }
 
-    fn connect(&self, volume: VolumeId, wish: &NbdWish) -> Result<(PathBuf, u32), DeviceError> {
+    fn make(&self, volume: VolumeId, wish: &Wish) -> Result<(u32, bool), DeviceError> {
         // As in `attach`.
         self.link_path(&wish.name)?;
         let unlink = |path: &Path| self.unlink_all(&[path.to_owned()]);
-        let device = self.nbd.connect(volume, wish, &unlink)?;
-        Ok((self.link(volume, &wish.name, &device.path())?, device.index))
+        self.ublk.make(volume, wish, &unlink)
+    }
+
+    fn connect(&self, volume: VolumeId, wish: &Wish) -> Result<Connected, DeviceError> {
+        // As in `attach`.
+        self.link_path(&wish.name)?;
+        let unlink = |path: &Path| self.unlink_all(&[path.to_owned()]);
+        let device = if wish.transport == TransportKind::Ublk {
+            self.ublk.start(volume, wish, &unlink)?
+        } else {
+            self.nbd.connect(volume, wish, &unlink)?
+        };
+        let path = self.link(volume, &wish.name, &device.path)?;
+        Ok(Connected { path, ..device })
     }
 
     fn links(&self) -> Option<broadcast::Receiver<u32>> {
         self.nbd.links()
     }
 
-    fn resize(&self, volume: VolumeId) -> Result<(), DeviceError> {
+    fn resize(&self, volume: VolumeId, size: u64) -> Result<(), DeviceError> {
+        self.nbd.resize(volume, size)?;
+        self.ublk.resize(volume, size)?;
+        if !self.is_mounted(volume)? {
+            return Ok(());
+        }
         let file = self.file(volume);
         // The kernel asks the engine for the size now; the loop device only takes what the kernel knows.
         fs::metadata(&file).map_err(|error| failed("look at", &file, error))?;
@@ -275,6 +304,7 @@ impl Devices for KernelDevices {
     fn take_down(&self, volume: VolumeId, name: &str, force: bool) -> Result<(), DeviceError> {
         let unlink = |path: &Path| self.unlink_all(&[path.to_owned()]);
         self.nbd.take_down(volume, force, &unlink)?;
+        self.ublk.take_down(volume, force, &unlink)?;
         let devices = self.loops(volume)?;
         for device in &devices {
             match loopdev::detach(device.number) {

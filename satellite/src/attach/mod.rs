@@ -14,6 +14,7 @@ mod nbd;
 pub mod plan;
 pub mod process;
 pub mod transports;
+mod ublk;
 mod users;
 mod volume;
 

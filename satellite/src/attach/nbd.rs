@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use stor_device::blockdev;
 use stor_device::nbddev::{self, Control, DeadLinks, Device, NbdError, NewDevice};
 use stor_replication::ids::VolumeId;
 use stor_replication::range::SECTOR;
@@ -24,7 +25,7 @@ use stor_transport::nbd::client::Client;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-use super::device::{ALL_NBD, DeviceError, NbdWish};
+use super::device::{ALL_NBD, Connected, DeviceError, Wish};
 use super::users::{processes, users};
 use crate::agent::state_dir::Paths;
 
@@ -143,9 +144,9 @@ impl NbdDevices {
     pub(super) fn connect(
         &self,
         volume: VolumeId,
-        wish: &NbdWish,
+        wish: &Wish,
         unlink: &dyn Fn(&Path) -> Result<(), DeviceError>,
-    ) -> Result<Device, DeviceError> {
+    ) -> Result<Connected, DeviceError> {
         let backend = self.backend(volume);
         let path = self.paths.nbd_socket(volume);
         let mut flags = 0;
@@ -199,7 +200,21 @@ impl NbdDevices {
             )));
         }
         nbddev::make_node(index, &device.path()).map_err(|error| failed(&error))?;
-        Ok(device)
+        Ok(Connected {
+            path: device.path(),
+            index,
+            size: device.size,
+        })
+    }
+
+    /// Gives the volume's device another size, if it has one.
+    pub(super) fn resize(&self, volume: VolumeId, size: u64) -> Result<(), DeviceError> {
+        for device in self.find(volume)? {
+            Control::open()
+                .and_then(|mut control| control.set_size(device.index, size, &device.backend))
+                .map_err(|error| failed(&error))?;
+        }
+        Ok(())
     }
 
     /// Takes the volume's devices down. `unlink` takes away the names of a node, before its device goes: nothing
@@ -221,7 +236,7 @@ impl NbdDevices {
                     return Err(busy());
                 }
                 nbddev::make_node(device.index, &path).map_err(|error| failed(&error))?;
-                let claimed = nbddev::claim(&path).map_err(|error| {
+                let claimed = blockdev::claim(&path).map_err(|error| {
                     DeviceError::Failed(format!("cannot write out {}: {error}", path.display()))
                 })?;
                 Some(claimed.ok_or_else(busy)?)
@@ -246,7 +261,7 @@ impl NbdDevices {
 }
 
 /// A connection to an engine on which requests may follow, and the transmission flags.
-fn negotiate(path: &Path, wish: &NbdWish) -> io::Result<(OwnedFd, u16)> {
+fn negotiate(path: &Path, wish: &Wish) -> io::Result<(OwnedFd, u16)> {
     const READ_ONLY: u16 = 1 << 1;
     let socket = socket_with(
         AddressFamily::UNIX,

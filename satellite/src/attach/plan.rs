@@ -4,7 +4,7 @@
 //! is answered by looking at what is there and asking again.
 //!
 //! ```text
-//! serve:  new epoch if the present one was used → remove a device that does not fit → mount → spawn
+//! serve:  new epoch if the present one was used → remove a device that does not fit → mount (fuse, ublk) → spawn
 //!         → (engine serves) → attach; an nbd device again whenever it has lost a connection
 //! stop:   take the device down → stop the engine → give the right up → rest
 //! none:   stop the engine, at once → drop the FUSE connection → take the device down → forget
@@ -82,9 +82,10 @@ pub enum Device {
     Unknown,
     /// Nothing is there.
     None,
-    /// The FUSE mount; or an nbd device that is not, or not wholly, connected to the present engine.
+    /// The FUSE mount; an nbd device that is not, or not wholly, connected to the present engine; a ublk device whose
+    /// requests do not go to it yet.
     Mounted,
-    /// The loop device, too; or an nbd device that is connected.
+    /// The loop device, too; an nbd or ublk device that is connected.
     Attached,
 }
 
@@ -105,15 +106,17 @@ pub struct Facts {
     pub device: Device,
     /// The agent holds the FUSE connection.
     pub connection: bool,
-    /// The device is one of nbd: it waits in the kernel for connections to an engine.
-    pub nbd: bool,
+    /// The device is one of this driver: it waits in the kernel for an engine.
+    pub waits: Option<TransportKind>,
+    /// The ublk device can be taken by a new engine: none has been started since it was seen to.
+    pub free: bool,
     /// The engine answers I/O at this moment, be it with errors, and is not only known to have begun.
     pub ready: bool,
-    /// Last epoch whose engine had that connection or that nbd device, if any had.
+    /// Last epoch whose engine had that connection or that nbd or ublk device, if any had.
     pub connection_epoch: Option<Epoch>,
-    /// How the loop or nbd device was made, if there is one: whether writes are refused.
+    /// How the device was made, if there is one: whether writes are refused.
     pub loop_read_only: Option<bool>,
-    /// The engine serves more bytes than the device is known to have.
+    /// The engine serves more bytes than the device is known to have, which can have them.
     pub device_behind: bool,
     /// Nothing is done with the device before: back-off after an error.
     pub device_not_before: Instant,
@@ -148,7 +151,7 @@ pub enum Step {
     },
     /// Look what is there of the device.
     Find,
-    /// Mount FUSE.
+    /// Mount FUSE; or make the ublk device, or have it wait for a new engine.
     Mount,
     /// Start the engine.
     Spawn {
@@ -159,9 +162,9 @@ pub enum Step {
     StopEngine,
     /// End the engine.
     Kill,
-    /// Put the loop device on.
+    /// Put the loop device on; or connect the nbd or ublk device.
     Attach,
-    /// Have the loop device take the volume's new size over.
+    /// Have the device take the volume's new size over.
     Resize,
     /// Close the FUSE connection: what waits in the kernel fails.
     DropConnection,
@@ -190,6 +193,7 @@ fn serve(facts: &Facts, access: Access, now: Instant) -> Step {
         return Step::Rest(None);
     };
     let fuse = access.transport == TransportKind::Fuse;
+    let ublk = access.transport == TransportKind::Ublk;
     match &facts.engine {
         Engine::Running {
             stopping: Some(_), ..
@@ -197,8 +201,8 @@ fn serve(facts: &Facts, access: Access, now: Instant) -> Step {
         // Its right has ended: somebody gave the volume, and be it to this node, a later epoch.
         Engine::Running { epoch, .. } if *epoch < row.view.epoch => end(facts, SHORT_GRACE, now),
         _ if facts.device == Device::Unknown => with_device(facts, Step::Find, now),
-        // Its mount is gone. It has no way to a new one.
-        Engine::Running { .. } if fuse && facts.device == Device::None && !facts.device_busy => {
+        // Its mount or device is gone. It has no way to a new one.
+        Engine::Running { .. } if (fuse || ublk) && facts.device == Device::None && !facts.device_busy => {
             end(facts, SHORT_GRACE, now)
         }
         Engine::Running { serving: true, .. } if fuse && facts.device == Device::Mounted => {
@@ -209,7 +213,7 @@ fn serve(facts: &Facts, access: Access, now: Instant) -> Step {
         {
             with_device(facts, Step::Resize, now)
         }
-        Engine::Running { .. } if access.transport == TransportKind::Nbd => connect(facts, now),
+        Engine::Running { .. } if ublk || access.transport == TransportKind::Nbd => connect(facts, now),
         Engine::Running { .. } => Step::Rest(None),
         Engine::Absent { not_before } => {
             if row.owner.as_ref() != Some(&facts.node) {
@@ -222,7 +226,7 @@ fn serve(facts: &Facts, access: Access, now: Instant) -> Step {
             if !fits(facts, access, row) {
                 return remove(facts, now);
             }
-            if fuse && facts.device == Device::None {
+            if fuse && facts.device == Device::None || ublk && !facts.free {
                 return with_device(facts, Step::Mount, now);
             }
             if now < *not_before {
@@ -237,14 +241,10 @@ fn serve(facts: &Facts, access: Access, now: Instant) -> Step {
 
 /// Whether an engine of the row's epoch may go on with what is there.
 fn fits(facts: &Facts, access: Access, row: &VolumeRow) -> bool {
-    let kind = if facts.nbd {
-        TransportKind::Nbd
-    } else {
-        TransportKind::Fuse
-    };
+    let kind = facts.waits.unwrap_or(TransportKind::Fuse);
     let attached_so =
         access.transport == kind && facts.loop_read_only.is_none_or(|is| is == access.read_only);
-    match (&facts.device, facts.connection || facts.nbd) {
+    match (&facts.device, facts.connection || facts.waits.is_some()) {
         (Device::None, false) => true,
         // Either without the other is dead; nothing revives it.
         (Device::None, true) | (_, false) => false,
@@ -257,13 +257,15 @@ fn fits(facts: &Facts, access: Access, row: &VolumeRow) -> bool {
     }
 }
 
-/// Gives an nbd device its connections. Not while I/O waits for replicas: the kernel would give them up for
+/// Connects an nbd or ublk device. Not while I/O waits for replicas: the kernel would give connections of nbd up for
 /// being slow, again and again, and send everything anew each time.
 fn connect(facts: &Facts, now: Instant) -> Step {
-    if facts.device == Device::Attached || !facts.ready {
-        return Step::Rest(None);
+    match facts.device {
+        _ if !facts.ready => Step::Rest(None),
+        Device::Attached if facts.device_behind => with_device(facts, Step::Resize, now),
+        Device::Attached => Step::Rest(None),
+        _ => with_device(facts, Step::Attach, now),
     }
-    with_device(facts, Step::Attach, now)
 }
 
 fn remove(facts: &Facts, now: Instant) -> Step {
@@ -278,8 +280,9 @@ fn stop(facts: &Facts, access: Access, now: Instant) -> Step {
         return with_device(facts, Step::Find, now);
     }
     if facts.device != Device::None {
-        return match (&facts.engine, facts.connection || facts.nbd) {
-            (Engine::Running { stopping: None, .. }, _) if facts.nbd && facts.device == Device::Mounted => {
+        let waits = facts.waits.is_some();
+        return match (&facts.engine, facts.connection || waits) {
+            (Engine::Running { stopping: None, .. }, _) if waits && facts.device == Device::Mounted => {
                 serve(facts, access, now)
             }
             // What was written to the device and has not left the kernel needs an engine to go to.
@@ -324,7 +327,7 @@ fn halt(facts: &Facts, now: Instant) -> Step {
         return with_device(facts, Step::Find, now);
     }
     if facts.device != Device::None && matches!(facts.engine, Engine::Running { .. }) {
-        if facts.nbd && facts.device == Device::Mounted {
+        if facts.waits.is_some() && facts.device == Device::Mounted {
             // What was written to it has to reach the engine first.
             return connect(facts, now);
         }

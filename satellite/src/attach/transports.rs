@@ -8,7 +8,7 @@ use rustix::thread::CapabilitySet;
 use stor_proto::satellite as proto;
 
 /// The transports, in the order in which they are preferred.
-const ALL: [&str; 3] = ["nbd", "fuse", "socket"];
+const ALL: [&str; 4] = ["ublk", "nbd", "fuse", "socket"];
 
 /// A restriction of the command line (`--transports nbd,socket`); unknown names are refused.
 pub fn parse(names: &str) -> Result<Vec<String>, String> {
@@ -35,7 +35,8 @@ pub fn probe(allowed: Option<&[String]>) -> Vec<proto::TransportProbe> {
                 name if switched_off(name) => {
                     Some(format!("add {name} to --transports of this node's satellite"))
                 }
-                "nbd" => nbd_remedy(),
+                "ublk" => together([privilege_remedy(), super::ublk::remedy()]),
+                "nbd" => together([privilege_remedy(), super::nbd::remedy()]),
                 "fuse" => fuse_remedy(),
                 _ => None,
             };
@@ -48,16 +49,14 @@ pub fn probe(allowed: Option<&[String]>) -> Vec<proto::TransportProbe> {
         .collect()
 }
 
-fn nbd_remedy() -> Option<String> {
-    let missing: Vec<_> = [privilege_remedy(), super::nbd::remedy()]
-        .into_iter()
-        .flatten()
-        .collect();
+/// What is missing, in one line; `None`: nothing is.
+fn together<const N: usize>(missing: [Option<String>; N]) -> Option<String> {
+    let missing: Vec<_> = missing.into_iter().flatten().collect();
     (!missing.is_empty()).then(|| missing.join("; "))
 }
 
 fn fuse_remedy() -> Option<String> {
-    let missing = [
+    together([
         privilege_remedy(),
         device_remedy("/dev/fuse", "load the kernel module fuse", "--device /dev/fuse"),
         device_remedy(
@@ -65,9 +64,7 @@ fn fuse_remedy() -> Option<String> {
             "load the kernel module loop",
             "--privileged -v /dev:/dev",
         ),
-    ];
-    let missing: Vec<_> = missing.into_iter().flatten().collect();
-    (!missing.is_empty()).then(|| missing.join("; "))
+    ])
 }
 
 fn privilege_remedy() -> Option<String> {

@@ -6,8 +6,10 @@
 
 mod device_work;
 mod engine;
+mod facts;
 mod proposals;
 mod report;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -22,9 +24,9 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::device::{ALL_NBD, DeviceError, NbdWish};
+use super::device::{ALL_NBD, Connected, DeviceError, Wish};
 use super::link::{Link, LinkEvent};
-use super::plan::{self, Access, Device, Engine, Facts, Goal, Step};
+use super::plan::{self, Device, Step};
 use super::process::{self, ProcessId};
 use super::{Context, Wanted};
 use crate::agent::ask::Reply;
@@ -97,8 +99,10 @@ enum DeviceDone {
     Mounted(Result<OwnedFd, DeviceError>),
     /// And whether it was made read-only.
     Attached(Result<PathBuf, DeviceError>, bool),
-    /// With the number of the nbd device, and whether it was made read-only.
-    Connected(Result<(PathBuf, u32), DeviceError>, bool),
+    /// The number of a ublk device, and whether it is new; and whether it was made read-only.
+    Made(Result<(u32, bool), DeviceError>, bool),
+    /// An nbd or ublk device, and what it was to be.
+    Connected(Result<Connected, DeviceError>, Wish),
     Down(Result<(), DeviceError>),
     /// To so many bytes.
     Resized(Result<(), DeviceError>, u64),
@@ -126,10 +130,14 @@ pub(super) struct VolumeTask {
     device: Device,
     device_path: Option<PathBuf>,
     loop_read_only: Option<bool>,
-    /// Bytes the loop device is known to have.
+    /// Bytes the device is known to have.
     device_size: u64,
-    /// Number of the device, when it is one of nbd.
-    nbd: Option<u32>,
+    /// Why the device cannot be resized, once that was tried.
+    fixed: String,
+    /// Driver and number of the device, when it is one of nbd or ublk.
+    driver: Option<(TransportKind, u32)>,
+    /// See [`plan::Facts::free`].
+    free: bool,
     dead_links: Option<broadcast::Receiver<u32>>,
     /// A connection was lost while the device was being connected.
     relink: bool,
@@ -180,7 +188,9 @@ impl VolumeTask {
             device_path: None,
             loop_read_only: None,
             device_size: 0,
-            nbd: None,
+            fixed: String::new(),
+            driver: None,
+            free: false,
             dead_links,
             relink: false,
             device_error: String::new(),
@@ -229,56 +239,6 @@ impl VolumeTask {
                 Event::AgentEnds => return,
                 event => self.apply(event),
             }
-        }
-    }
-
-    fn facts(&self) -> Facts {
-        let engine = match &self.running {
-            None => Engine::Absent {
-                not_before: self.not_before,
-            },
-            Some(running) => Engine::Running {
-                epoch: running.epoch,
-                serving: running.served,
-                stopping: running.stopping,
-                ended: running.ended,
-            },
-        };
-        Facts {
-            node: self.context.node.clone(),
-            goal: self.goal(),
-            row: self.latest.as_ref().map(|volume| volume.row.clone()),
-            used: self.used,
-            engine,
-            device: self.device.clone(),
-            connection: self.connection.is_some(),
-            nbd: self.nbd.is_some(),
-            ready: self
-                .running
-                .as_ref()
-                .and_then(|running| running.report.as_ref())
-                .is_some_and(|report| {
-                    matches!(report.state, control::State::Serving | control::State::Failed)
-                }),
-            connection_epoch: self.connection_epoch,
-            loop_read_only: self.loop_read_only,
-            device_behind: self.served_size() > self.device_size,
-            device_not_before: self.device_not_before,
-            device_busy: self.operation_since.is_some(),
-            asking: self.asking,
-            ask_not_before: self.ask_not_before,
-            clean: self.clean,
-            given_up: self.given_up,
-        }
-    }
-
-    fn goal(&self) -> Goal {
-        match &*self.wanted.borrow() {
-            Wanted::Unknown => Goal::Unknown,
-            Wanted::Nothing => Goal::Nothing,
-            Wanted::Engine(engine) if engine.stop => Goal::Stop(access(engine)),
-            Wanted::Engine(_) if *self.halt.borrow() => Goal::Halt,
-            Wanted::Engine(engine) => Goal::Serve(access(engine)),
         }
     }
 
@@ -362,88 +322,6 @@ impl VolumeTask {
         self.latest = Some(volume);
     }
 
-    fn carry_out(&mut self, step: Step, now: Instant) {
-        tracing::debug!(volume = %self.volume, ?step, "next");
-        match step {
-            Step::Rest(_) | Step::Forget => {}
-            Step::AskRestart { expect } => {
-                let owner = self.context.node.clone();
-                self.ask_ours(Change::Restart { owner, expect });
-            }
-            Step::AskDetach { expect, clean } => self.ask_ours(Change::Detach { expect, clean }),
-            Step::Find => self.find_device(),
-            Step::Mount => {
-                let volume = self.volume;
-                self.operate(now, move |devices| DeviceDone::Mounted(devices.mount(volume)));
-            }
-            Step::Attach => {
-                let (volume, name) = (self.volume, self.name());
-                let read_only = self.engine.as_ref().is_some_and(|engine| engine.read_only);
-                if self.is_by_nbd() {
-                    self.connect_nbd(now, name, read_only);
-                    return;
-                }
-                self.operate(now, move |devices| {
-                    DeviceDone::Attached(devices.attach(volume, &name, read_only), read_only)
-                });
-            }
-            Step::Resize => {
-                let (volume, size) = (self.volume, self.served_size());
-                self.operate(now, move |devices| {
-                    DeviceDone::Resized(devices.resize(volume), size)
-                });
-            }
-            Step::TakeDown { force } => {
-                let (volume, name) = (self.volume, self.name());
-                self.operate(now, move |devices| {
-                    DeviceDone::Down(devices.take_down(volume, &name, force))
-                });
-            }
-            Step::DropConnection => {
-                self.connection = None;
-                // Nobody is to be sent to what is dead now.
-                self.device_path = None;
-            }
-            Step::Spawn { epoch } => self.spawn(epoch, now),
-            Step::StopEngine => self.stop_engine(now),
-            Step::Kill => self.kill(now),
-        }
-    }
-
-    fn is_by_nbd(&self) -> bool {
-        let wanted = self.engine.as_ref().map(|engine| engine.transport);
-        wanted == Some(TransportKind::Nbd)
-    }
-
-    fn connect_nbd(&mut self, now: Instant, name: String, read_only: bool) {
-        let size = self.latest.as_ref().map_or(0, |volume| volume.row.size);
-        let (volume, wish) = (
-            self.volume,
-            NbdWish {
-                name,
-                size,
-                read_only,
-            },
-        );
-        self.relink = false;
-        self.operate(now, move |devices| {
-            DeviceDone::Connected(devices.connect(volume, &wish), read_only)
-        });
-    }
-
-    /// Bytes the engine serves, as it said last.
-    fn served_size(&self) -> u64 {
-        let report = self.running.as_ref().and_then(|running| running.report.as_ref());
-        report.map_or(0, |report| report.size)
-    }
-
-    fn name(&self) -> String {
-        self.latest
-            .as_ref()
-            .map(|volume| volume.name.clone())
-            .unwrap_or_default()
-    }
-
     fn publish(&self) {
         let status = report::status(self);
         let changed = self.status.send_if_modified(|known| {
@@ -462,13 +340,6 @@ impl VolumeTask {
         }
         self.status.send_replace(None);
         self.context.changed.notify_one();
-    }
-}
-
-fn access(engine: &WantedEngine) -> Access {
-    Access {
-        transport: engine.transport,
-        read_only: engine.read_only,
     }
 }
 

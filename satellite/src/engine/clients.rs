@@ -1,4 +1,4 @@
-//! The engine's clients: NBD connections and the kernel's FUSE.
+//! The engine's clients: NBD connections, the kernel's FUSE, a ublk device.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use stor_transport::nbd;
 use super::nbd::Client;
 use super::request::{Answer, Asker};
 use super::shell::{ACCEPT, CLIENT_RECV, CLIENT_SEND, MAX_CLIENTS, Shell, now};
-use super::{fuse, guest};
+use super::{fuse, guest, ublk};
 use crate::control::Transport;
 use crate::data::Data;
 
@@ -186,6 +186,38 @@ impl Shell {
         match fuse.read(completion, pause, &mut self.reactor, &self.pool) {
             fuse::Came::Request(asker, request) => self.submit(asker, request),
             fuse::Came::Nothing => {}
+        }
+    }
+
+    pub(super) fn ublk_completed(&mut self, completion: &Completion) {
+        let full = self.requests.is_full();
+        self.paused |= full;
+        let Some(ublk) = &mut self.ublk else { return };
+        let came = ublk.completed(completion, full, now(), &mut self.reactor, &self.pool);
+        self.ublk_came(came);
+    }
+
+    /// Takes in what had to wait, as far as there is room.
+    pub(super) fn resume_ublk(&mut self) {
+        loop {
+            let Some(ublk) = &mut self.ublk else { return };
+            if self.requests.is_full() {
+                self.paused = true;
+                return;
+            }
+            match ublk.next(&mut self.reactor, &self.pool) {
+                Some(came) => self.ublk_came(came),
+                None => return,
+            }
+        }
+    }
+
+    fn ublk_came(&mut self, came: ublk::Came) {
+        if let ublk::Came::Request(asker, request) = came {
+            if !std::mem::replace(&mut self.guest_noted, true) {
+                guest::note(&self.control);
+            }
+            self.submit(asker, request);
         }
     }
 

@@ -13,11 +13,13 @@ mod links;
 mod nbd;
 mod request;
 mod shell;
+mod ublk;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use stor_device::ublk::UblkError;
 use stor_device::{Choice, Reactor, ReactorError};
 use stor_replication::ids::VolumeId;
 use thiserror::Error;
@@ -64,6 +66,12 @@ pub enum EngineError {
     /// The transport asked for needs what was not handed over.
     #[error("transport fuse without a FUSE connection (--fuse-fd)")]
     NoFuse,
+    /// The ublk device.
+    #[error(transparent)]
+    Ublk(#[from] UblkError),
+    /// It was there.
+    #[error("the ublk device was taken away by somebody else")]
+    DeviceGone,
     /// The reactor can't go on.
     #[error("cannot wait for work: {0}")]
     Wait(#[source] std::io::Error),

@@ -27,6 +27,8 @@ pub(super) enum Asker {
     },
     /// The kernel's FUSE.
     Fuse { unique: Unique, what: Answer },
+    /// The kernel, on a ublk device.
+    Ublk { tag: u16, what: Answer },
 }
 
 /// What the answer looks like.

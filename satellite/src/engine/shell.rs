@@ -20,6 +20,7 @@ use super::guest;
 use super::links::Link;
 use super::nbd::Client;
 use super::request::{Asker, Requests};
+use super::ublk::Ublk;
 use super::{Args, EngineError};
 use crate::channel::Channel;
 use crate::control::{
@@ -34,6 +35,8 @@ const KEEP: usize = 1 << 20;
 pub(super) const MAX_CLIENTS: usize = 64;
 /// Counters are told this often.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// An engine whose ublk device was stopped, and that is not told to end in this time, was not meant to lose it.
+const DEVICE_MISSED: Duration = Duration::from_mins(1);
 /// How long the end waits for the last messages to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -46,6 +49,7 @@ pub(super) const CLIENT_RECV: u64 = 5 << 56;
 pub(super) const CLIENT_SEND: u64 = 6 << 56;
 const FUSE_READ: u64 = 7 << 56;
 const FUSE_WRITE: u64 = 8 << 56;
+const UBLK: u64 = 9 << 56;
 
 /// See the module.
 pub(super) struct Shell {
@@ -65,6 +69,7 @@ pub(super) struct Shell {
     /// Clients with something to send.
     pub(super) answered: Vec<u64>,
     pub(super) fuse: Option<Fuse>,
+    pub(super) ublk: Option<Ublk>,
     pub(super) requests: Requests,
     /// For notes beside it.
     pub(super) control: PathBuf,
@@ -94,7 +99,9 @@ impl Shell {
         let row = config.row.clone();
         let guest_alive = match config.transport {
             Transport::Fuse => fuse::earlier_session(&args.control).is_some(),
-            Transport::Socket { .. } | Transport::Nbd { .. } => guest::may_live(&args.control),
+            Transport::Socket { .. } | Transport::Nbd { .. } | Transport::Ublk { .. } => {
+                guest::may_live(&args.control)
+            }
             Transport::None => false,
         };
         let local = row
@@ -105,7 +112,7 @@ impl Shell {
         let mut export = Export::new(config.name.clone(), row.size);
         export.read_only = config.read_only;
         export.multi_conn = true;
-        let (mut listener, mut mount) = (None, None);
+        let (mut listener, mut mount, mut ublk) = (None, None, None);
         match (&config.transport, args.fuse) {
             (Transport::Socket { path } | Transport::Nbd { path }, _) => {
                 let opened = listen(path, &mut reactor);
@@ -127,6 +134,9 @@ impl Shell {
                 mount = Some(made.map_err(EngineError::Wait)?);
             }
             (Transport::Fuse, None) => return Err(EngineError::NoFuse),
+            (Transport::Ublk { device, mark }, _) => {
+                ublk = Some(Ublk::open(*device, *mark, UBLK, &mut reactor)?);
+            }
             (Transport::None, _) => {}
         }
         let engine = Engine::new(
@@ -152,6 +162,7 @@ impl Shell {
             next_client: 1,
             answered: Vec::new(),
             fuse: mount,
+            ublk,
             requests: Requests::default(),
             control: args.control,
             guest_noted: false,
@@ -213,6 +224,10 @@ impl Shell {
             if now() >= self.engine.deadline() {
                 self.step(Event::Tick);
             }
+            let gone = self.ublk.as_ref().and_then(Ublk::gone);
+            if gone.is_some_and(|since| now().since(since) >= DEVICE_MISSED) {
+                return Err(EngineError::DeviceGone);
+            }
         }
     }
 
@@ -228,6 +243,7 @@ impl Shell {
             if let Some(fuse) = &mut self.fuse {
                 fuse.resume(&mut self.reactor);
             }
+            self.resume_ublk();
         }
         for id in std::mem::take(&mut self.answered) {
             if self
@@ -292,6 +308,7 @@ impl Shell {
                 }
             }
             FUSE_READ => self.fuse_read(completion),
+            UBLK => self.ublk_completed(&completion),
             FUSE_WRITE => {
                 if let Err(error) = completion.result {
                     tracing::debug!(%error, "a reply the kernel no longer waits for");
@@ -374,6 +391,11 @@ impl Shell {
             Asker::Fuse { unique, what } => {
                 if let Some(fuse) = &mut self.fuse {
                     fuse.reply(unique, what, outcome, &mut self.reactor);
+                }
+            }
+            Asker::Ublk { tag, what } => {
+                if let Some(ublk) = &mut self.ublk {
+                    ublk.reply(tag, what, outcome, &mut self.reactor);
                 }
             }
         }

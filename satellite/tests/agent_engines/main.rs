@@ -10,6 +10,7 @@
 mod devices;
 mod engines;
 mod nbd;
+mod ublk;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -25,7 +26,7 @@ use stor_satellite::agent::ask::{self, Ask, Reply};
 use stor_satellite::agent::desired::{Desired, TransportKind, WantedEngine};
 use stor_satellite::agent::row::Volume;
 use stor_satellite::agent::state_dir::{Paths, StateDir};
-use stor_satellite::attach::device::{DeviceError, Devices, Found, NbdWish};
+use stor_satellite::attach::device::{Connected, DeviceError, Devices, Found, Wish};
 use stor_satellite::attach::process::{self, ProcessId};
 use stor_satellite::attach::{Context, Volumes};
 use tempfile::TempDir;
@@ -123,6 +124,8 @@ struct Noted {
     calls: Mutex<Vec<String>>,
     found: Mutex<Option<Found>>,
     busy: Mutex<bool>,
+    /// The device cannot be resized.
+    fixed: Mutex<bool>,
     /// How often it cannot be seen what is there.
     unseen: Mutex<usize>,
     links: Links,
@@ -149,8 +152,22 @@ impl Noted {
 }
 
 impl Devices for Noted {
-    fn resize(&self, _: VolumeId) -> Result<(), DeviceError> {
+    fn resize(&self, _: VolumeId, size: u64) -> Result<(), DeviceError> {
+        self.note(&format!("resize to {size}"));
+        if *self.fixed.lock().unwrap() {
+            return Err(DeviceError::Fixed("it keeps its size".to_owned()));
+        }
         Ok(())
+    }
+
+    fn make(&self, _: VolumeId, wish: &Wish) -> Result<(u32, bool), DeviceError> {
+        let new = self.found.lock().unwrap().is_none();
+        self.note(if new { "make" } else { "recover" });
+        *self.found.lock().unwrap() = Some(Found::Ublk {
+            index: 7,
+            read_only: wish.read_only,
+        });
+        Ok((7, new))
     }
 
     fn find(&self, _: VolumeId) -> Result<Found, DeviceError> {
@@ -175,13 +192,21 @@ impl Devices for Noted {
         Ok(Path::new("/dev/stor").join(name))
     }
 
-    fn connect(&self, _: VolumeId, wish: &NbdWish) -> Result<(PathBuf, u32), DeviceError> {
-        self.note("connect");
-        *self.found.lock().unwrap() = Some(Found::Nbd {
-            index: 7,
-            read_only: wish.read_only,
-        });
-        Ok((Path::new("/dev/stor").join(&wish.name), 7))
+    fn connect(&self, _: VolumeId, wish: &Wish) -> Result<Connected, DeviceError> {
+        let (index, read_only) = (7, wish.read_only);
+        let found = if wish.transport == TransportKind::Ublk {
+            self.note("start");
+            Found::Ublk { index, read_only }
+        } else {
+            self.note("connect");
+            Found::Nbd { index, read_only }
+        };
+        *self.found.lock().unwrap() = Some(found);
+        Ok(Connected {
+            path: Path::new("/dev/stor").join(&wish.name),
+            index,
+            size: wish.size,
+        })
     }
 
     fn links(&self) -> Option<broadcast::Receiver<u32>> {

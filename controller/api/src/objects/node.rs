@@ -95,7 +95,7 @@ pub struct Node {
 /// A transport as a node's probe found it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Transport {
-    /// `nbd`, `fuse`, `socket`.
+    /// `ublk`, `nbd`, `fuse`, `socket`.
     pub name: String,
     /// Usable now.
     pub available: bool,

@@ -138,7 +138,7 @@ pub struct VolumeChange {
 pub struct AttachmentSpec {
     /// Node.
     pub node: String,
-    /// `nbd`, `fuse`, `socket`; absent: the class's, else the best the node has.
+    /// `ublk`, `nbd`, `fuse`, `socket`; absent: the class's, else the best the node has.
     #[serde(default)]
     pub transport: Option<String>,
     /// Refuse writes.

@@ -37,7 +37,7 @@ use self::slot::{Nature, Slots, set_nonblocking};
 use self::uring::Uring;
 use crate::buffer::{Buf, Shared};
 
-pub use self::op::Sync;
+pub use self::op::{DriverCommand, Sync};
 pub use self::piece::{INLINE_MAX, Inline, Piece};
 pub use self::slot::Fd;
 pub use self::waker::Waker;
@@ -214,7 +214,8 @@ impl Reactor {
             .core
             .ops
             .on_slot(fd.index)
-            .map(|(id, op)| (id, op.started))
+            // A driver's command names no memory, and may not end before its descriptor is closed.
+            .map(|(id, op)| (id, op.started && !matches!(op.kind, Kind::Driver(_))))
             .collect();
         for (id, started) in on_it {
             let under_way = started
@@ -380,6 +381,16 @@ impl Reactor {
     /// Completes when the descriptor has something to read or was hung up.
     pub fn poll_in(&mut self, fd: Fd, token: u64) {
         self.core.admit(fd, token, Kind::PollIn);
+    }
+
+    /// Gives a driver a command; completes with what it answers, which may be long after. Refused with
+    /// `EOPNOTSUPP` where the backend is not io_uring.
+    pub fn driver(&mut self, fd: Fd, command: DriverCommand, token: u64) {
+        let kind = Kind::Driver(command);
+        match self.backend {
+            Backend::Uring(_) => self.core.admit(fd, token, kind),
+            Backend::Epoll(_) => self.core.refuse(token, kind, rustix::io::Errno::OPNOTSUPP.into()),
+        }
     }
 
     /// Submits everything queued and waits for at least one completion, a wake-up or the timeout (`None`: as

@@ -19,6 +19,20 @@ pub enum Sync {
     Dsync,
 }
 
+/// A command of a device's driver (`IORING_OP_URING_CMD`) that names no memory: made only by this crate's modules
+/// that know the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriverCommand {
+    pub(super) code: u32,
+    pub(super) bytes: [u8; 16],
+}
+
+impl DriverCommand {
+    pub(crate) fn new(code: u32, bytes: [u8; 16]) -> Self {
+        Self { code, bytes }
+    }
+}
+
 /// What is to be done. Owns all memory the kernel is given, so that nothing can free it under way.
 #[derive(Debug)]
 pub(super) enum Kind {
@@ -70,6 +84,7 @@ pub(super) enum Kind {
         out: Outgoing,
     },
     PollIn,
+    Driver(DriverCommand),
 }
 
 impl Kind {
@@ -78,7 +93,12 @@ impl Kind {
     pub(super) fn is_idle(&self) -> bool {
         matches!(
             self,
-            Self::Accept | Self::Connect { .. } | Self::Recv { .. } | Self::ReadStream { .. } | Self::PollIn
+            Self::Accept
+                | Self::Connect { .. }
+                | Self::Recv { .. }
+                | Self::ReadStream { .. }
+                | Self::PollIn
+                | Self::Driver(_)
         )
     }
 

@@ -242,6 +242,9 @@ impl Uring {
                     .build()
             }
             Kind::PollIn => opcode::PollAdd::new(fd, u32::from(libc::POLLIN.unsigned_abs())).build(),
+            Kind::Driver(command) => opcode::UringCmd16::new(fd, command.code)
+                .cmd(command.bytes)
+                .build(),
         })
     }
 
@@ -354,10 +357,11 @@ impl Uring {
             .filter(|(_, op)| op.started)
             .map(|(id, _)| id)
             .collect();
+        // A driver may keep a command until the ring is gone. The kernel has none of our memory with it.
         let waiting: Vec<_> = core
             .ops
             .iter()
-            .filter(|(_, op)| !op.started)
+            .filter(|(_, op)| !op.started || matches!(op.kind, Kind::Driver(_)))
             .map(|(id, _)| id)
             .collect();
         for id in waiting {

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::device::{ALL_NBD, Devices, Found};
+use super::super::device::{ALL_NBD, Connected, DeviceError, Devices, Found};
 use super::super::plan::Device;
 use super::{DEVICE_IS_SLOW, DeviceDone, VolumeTask};
+use crate::agent::desired::TransportKind;
 
 /// Between attempts on a device that is used or fails: people are told within a second of its release.
 const DEVICE_AGAIN: Duration = Duration::from_secs(1);
@@ -50,15 +51,31 @@ impl VolumeTask {
                 self.device = Device::Attached;
                 None
             }
-            DeviceDone::Connected(Ok((path, index)), read_only) => {
+            DeviceDone::Made(Ok((index, new)), read_only) => {
+                tracing::info!(volume = %self.volume, index, new, "the device waits for an engine");
+                self.loop_read_only = Some(read_only);
+                self.driver = Some((TransportKind::Ublk, index));
+                if new {
+                    self.connection_epoch = None;
+                }
+                self.device = Device::Mounted;
+                self.free = true;
+                None
+            }
+            DeviceDone::Connected(Ok(made), wish) => {
+                let Connected { path, index, size } = made;
                 tracing::info!(volume = %self.volume, device = %path.display(), index, "the device is connected");
                 self.device_path = Some(path);
-                self.loop_read_only = Some(read_only);
-                self.nbd = Some(index);
+                self.loop_read_only = Some(wish.read_only);
+                self.driver = Some((wish.transport, index));
+                self.device_size = size;
+                self.fixed.clear();
                 if let Some(running) = &self.running {
                     self.connection_epoch = Some(running.epoch);
                 }
-                self.device = if self.relink {
+                let served = self.running.as_ref().map(|running| running.process.pid());
+                // What was lost meanwhile was lost to this connection, or to the next.
+                self.device = if self.relink || served != Some(wish.engine) {
                     Device::Mounted
                 } else {
                     Device::Attached
@@ -71,13 +88,25 @@ impl VolumeTask {
                 self.connection_epoch = None;
                 self.device_path = None;
                 self.loop_read_only = None;
-                self.nbd = None;
+                self.driver = None;
+                self.free = false;
+                self.fixed.clear();
                 self.device = Device::None;
                 None
             }
             DeviceDone::Resized(Ok(()), size) => {
                 self.device_size = size;
                 None
+            }
+            DeviceDone::Resized(Err(DeviceError::Fixed(why)), _) => {
+                tracing::warn!(volume = %self.volume, why, "the device does not grow");
+                self.fixed = why;
+                None
+            }
+            DeviceDone::Made(Err(error), _) => {
+                // One that was there may be gone.
+                self.find_device();
+                Some(error)
             }
             DeviceDone::Resized(Err(error), _)
             | DeviceDone::Mounted(Err(error))
@@ -109,7 +138,8 @@ impl VolumeTask {
 
     /// An nbd device lost a connection.
     pub(super) fn link_dead(&mut self, index: u32) {
-        if index != ALL_NBD && self.nbd != Some(index) {
+        let nbd = self.driver.filter(|(driver, _)| *driver == TransportKind::Nbd);
+        if index != ALL_NBD && nbd != Some((TransportKind::Nbd, index)) {
             return;
         }
         // The device may be being made just now.
@@ -117,9 +147,9 @@ impl VolumeTask {
         self.unlinked();
     }
 
-    /// What the nbd device is connected to may be gone.
+    /// What the nbd or ublk device is connected to may be gone.
     pub(super) fn unlinked(&mut self) {
-        if self.nbd.is_some() && self.device == Device::Attached {
+        if self.driver.is_some() && self.device == Device::Attached {
             self.device = Device::Mounted;
             self.device_not_before = self.device_not_before.max(Instant::now() + RELINK_AFTER);
         }
@@ -131,20 +161,11 @@ impl VolumeTask {
             self.device_error.clear();
         }
         self.loop_read_only = None;
-        self.nbd = None;
+        self.driver = None;
+        self.free = false;
         match found {
-            Ok(Found::Nbd { index, read_only }) => {
-                self.loop_read_only = Some(read_only);
-                if self.connection_epoch.is_none() {
-                    // It was of the last engine that was started here, whoever the agent was then.
-                    self.connection_epoch = Some(self.used);
-                }
-                self.nbd = Some(index);
-                self.device = match self.device_path {
-                    Some(_) => Device::Attached,
-                    None => Device::Mounted,
-                };
-            }
+            Ok(Found::Nbd { index, read_only }) => self.found_in(TransportKind::Nbd, index, read_only),
+            Ok(Found::Ublk { index, read_only }) => self.found_in(TransportKind::Ublk, index, read_only),
             Ok(Found::Nothing) => self.device = Device::None,
             Ok(Found::Mount) => self.device = Device::Mounted,
             Ok(Found::Loop { read_only }) => {
@@ -162,5 +183,18 @@ impl VolumeTask {
                 self.device_not_before = Instant::now() + DEVICE_AGAIN;
             }
         }
+    }
+
+    fn found_in(&mut self, driver: TransportKind, index: u32, read_only: bool) {
+        self.loop_read_only = Some(read_only);
+        if self.connection_epoch.is_none() {
+            // It was of the last engine that was started here, whoever the agent was then.
+            self.connection_epoch = Some(self.used);
+        }
+        self.driver = Some((driver, index));
+        self.device = match self.device_path {
+            Some(_) => Device::Attached,
+            None => Device::Mounted,
+        };
     }
 }

@@ -32,7 +32,8 @@ impl VolumeTask {
         // Before anything can go wrong: an epoch is for one attempt, whatever became of it.
         self.used = epoch;
         self.clean = None;
-        if self.connection.is_some() || self.nbd.is_some() {
+        self.free = false;
+        if self.connection.is_some() || self.driver.is_some() {
             self.connection_epoch = Some(epoch);
         }
         let context = Arc::clone(&self.context);
@@ -195,6 +196,14 @@ impl VolumeTask {
         }
         let transport = match engine.transport {
             TransportKind::Fuse => Transport::Fuse,
+            TransportKind::Ublk => match self.driver {
+                Some((TransportKind::Ublk, device)) => Transport::Ublk {
+                    device,
+                    mark: super::super::ublk::mark(&self.context.paths, self.volume),
+                },
+                // It is about to be ended.
+                _ => return,
+            },
             TransportKind::Nbd => Transport::Nbd {
                 path: self.context.paths.nbd_socket(self.volume),
             },

@@ -41,6 +41,7 @@ pub(super) fn status(task: &VolumeTask) -> Option<proto::EngineStatus> {
         syncing: report.map(syncing).unwrap_or_default(),
         counters: report.map(counters),
         transport: match transport {
+            Some(TransportKind::Ublk) => "ublk",
             Some(TransportKind::Nbd) => "nbd",
             Some(TransportKind::Fuse) => "fuse",
             Some(TransportKind::Socket) => "socket",
@@ -80,7 +81,7 @@ fn state(task: &VolumeTask, goal: Goal) -> Option<(proto::EngineState, String)> 
     let with_device = task
         .engine
         .as_ref()
-        .is_some_and(|engine| matches!(engine.transport, TransportKind::Fuse | TransportKind::Nbd));
+        .is_some_and(|engine| !matches!(engine.transport, TransportKind::Socket | TransportKind::None));
     Some(match report.state {
         State::Starting => (Told::Starting, report.reason.clone()),
         // For whoever asked for a device it serves when the device is there.
@@ -90,7 +91,7 @@ fn state(task: &VolumeTask, goal: Goal) -> Option<(proto::EngineState, String)> 
                 error => (Told::Failed, error.to_owned()),
             }
         }
-        State::Serving => (Told::Serving, String::new()),
+        State::Serving => (Told::Serving, task.fixed.clone()),
         State::Suspended => (Told::Suspended, report.reason.clone()),
         State::Fenced => (Told::Fenced, report.reason.clone()),
         State::Failed => (Told::Failed, report.reason.clone()),
