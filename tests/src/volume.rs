@@ -1,6 +1,6 @@
 //! A volume of a test's cluster: where its copies are, who serves it, and what both hold.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,6 +19,9 @@ use crate::{process, wait};
 
 /// Bytes of a volume of tests that don't ask for another size.
 pub const SIZE: u64 = 64 << 20;
+
+/// Bytes of copies that are compared at a time.
+const PIECE: usize = 1 << 20;
 
 /// A volume by its name.
 #[derive(Clone, Copy, Debug)]
@@ -257,24 +260,32 @@ impl<'a> Volume<'a> {
     pub fn copies_are_equal(&self) -> anyhow::Result<()> {
         let shown = self.shown()?;
         ensure!(shown.attachments.is_empty(), "{} is attached", self.name);
-        let mut first: Option<(String, Vec<u8>)> = None;
-        for replica in &shown.replicas {
-            let (data, _) = self.files(&replica.node)?;
-            let mut bytes = fs::read(&data).with_context(|| format!("reading {}", data.display()))?;
-            bytes.resize(usize::try_from(shown.size_bytes)?, 0);
-            match &first {
-                None => first = Some((replica.node.clone(), bytes)),
-                Some((node, expected)) if *expected != bytes => {
-                    let at = expected.iter().zip(&bytes).position(|(a, b)| a != b);
-                    let blocks = expected.chunks(BLOCK).zip(bytes.chunks(BLOCK));
-                    bail!(
-                        "the copies of {} on {node} and {} differ in {} blocks, first at byte {at:?}",
-                        self.name,
-                        replica.node,
-                        blocks.filter(|(a, b)| a != b).count()
-                    );
+        let open = |node: &String| {
+            let (data, _) = self.files(node)?;
+            File::open(&data).with_context(|| format!("opening {}", data.display()))
+        };
+        let nodes: Vec<_> = shown.replicas.iter().map(|replica| &replica.node).collect();
+        let Some((first, others)) = nodes.split_first() else {
+            return Ok(());
+        };
+        for node in others {
+            let (expected, found) = (open(first)?, open(node)?);
+            let (mut differ, mut at) = (0, None);
+            // In pieces: a whole copy is more than a small machine has room for.
+            for offset in (0..shown.size_bytes).step_by(PIECE) {
+                let (a, b) = (piece(&expected, offset)?, piece(&found, offset)?);
+                if a != b {
+                    let blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK));
+                    differ += blocks.filter(|(a, b)| a != b).count();
+                    let byte = a.iter().zip(&b).position(|(a, b)| a != b).unwrap_or(0);
+                    at.get_or_insert(offset + byte as u64);
                 }
-                Some(_) => {}
+            }
+            if let Some(at) = at {
+                bail!(
+                    "the copies of {} on {first} and {node} differ in {differ} blocks, first at byte {at}",
+                    self.name
+                );
             }
         }
         Ok(())
@@ -338,6 +349,19 @@ impl<'a> Volume<'a> {
         self.copies_are_equal()?;
         self.copies_hold(&history)
     }
+}
+
+/// A piece of a copy; what is beyond its end reads as zeroes.
+fn piece(file: &File, offset: u64) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = vec![0; PIECE];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(bytes)
 }
 
 /// A volume like others.

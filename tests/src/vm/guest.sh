@@ -13,7 +13,8 @@ fail() {
 }
 
 mount -n -t proc proc /proc || fail "no /proc"
-insmod "/usr/lib/uml/modules/$version/kernel/fs/overlayfs/overlay.ko" || fail "no overlay"
+modules=/usr/lib/uml/modules/$version
+grep -qw overlay /proc/filesystems || insmod "$modules/kernel/fs/overlayfs/overlay.ko" || fail "no overlay"
 mount -n -t tmpfs -o mode=755 tmpfs /mnt || fail "no memory for /"
 mkdir /mnt/upper /mnt/work /mnt/root
 mount -n -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/root || fail "no root"
@@ -26,8 +27,15 @@ mount -n -t tmpfs -o mode=1777 tmpfs dev/shm
 [ -e dev/fd ] || ln -s /proc/self/fd dev/fd
 mount -n --move /proc proc
 mount -n -t sysfs sys sys
-mkdir -p "lib/modules/$version" run/vm
-mount -n --bind "usr/lib/uml/modules/$version" "lib/modules/$version"
+mkdir -p run/vm
+if [ -d "$modules" ]; then
+  mkdir -p "lib/modules/$version"
+  mount -n --bind "${modules#/}" "lib/modules/$version"
+else
+  # All that this kernel has is built in.
+  printf '#!/bin/sh\n' >usr/local/sbin/modprobe
+  chmod 755 usr/local/sbin/modprobe
+fi
 pivot_root . mnt || fail "the root cannot be turned"
 umount -n -l /mnt
 

@@ -7,7 +7,7 @@ use std::{env, fs};
 
 use anyhow::Context as _;
 
-use super::{Output, Setup, Vm, disk, missing};
+use super::{Kernel, Output, Setup, Vm, disk};
 use crate::{leftovers, skip};
 
 /// Set inside.
@@ -25,15 +25,26 @@ pub fn inside(
     disks: &[u64],
     body: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    inside_with(&Kernel::chosen(), test, memory, disks, body)
+}
+
+/// As [`inside`], with a certain kernel.
+pub fn inside_with(
+    kernel: &Kernel,
+    test: &str,
+    memory: u32,
+    disks: &[u64],
+    body: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     if env::var_os(INSIDE).is_some() {
         return body();
     }
-    if let Some(missing) = missing() {
+    if let Some(missing) = kernel.missing() {
         skip::skipped(test, &missing);
         return Ok(());
     }
     let root = leftovers::new_root()?;
-    let ran = run_there(test, &root, memory, disks);
+    let ran = run_there(kernel, test, &root, memory, disks);
     leftovers::remove(&root);
     let output = ran?;
     println!("{}{}", output.stdout, output.stderr);
@@ -45,7 +56,13 @@ pub fn inside(
     Ok(())
 }
 
-fn run_there(test: &str, root: &std::path::Path, memory: u32, sizes: &[u64]) -> anyhow::Result<Output> {
+fn run_there(
+    kernel: &Kernel,
+    test: &str,
+    root: &std::path::Path,
+    memory: u32,
+    sizes: &[u64],
+) -> anyhow::Result<Output> {
     let mut disks = Vec::new();
     for (number, size) in [SCRATCH].iter().chain(sizes).enumerate() {
         disks.push(disk(&root.join(format!("disk{number}")), *size)?);
@@ -53,6 +70,7 @@ fn run_there(test: &str, root: &std::path::Path, memory: u32, sizes: &[u64]) -> 
     let program = env::current_exe().context("finding the test's own program")?;
     let noted = env::var_os("STOR_TESTS_SKIPPED").map(PathBuf::from);
     let mut vm = Vm::start(&Setup {
+        kernel: kernel.clone(),
         memory,
         disks,
         shares: Vec::new(),

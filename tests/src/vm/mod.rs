@@ -1,6 +1,6 @@
-//! A virtual machine with a kernel of its own, for what the machine's own kernel lacks: nbd, device-mapper with thin
-//! pools. It is user-mode Linux of Debian's package `user-mode-linux`: a kernel that runs as an ordinary
-//! process, boots in seconds and computes at native speed; one processor, slow system calls.
+//! A virtual machine with a kernel of its own, for what the machine's own kernel lacks: nbd, ublk, device-mapper with
+//! thin pools. It is user-mode Linux ([`kernel`] says which): a kernel that runs as an ordinary process, boots in
+//! seconds and computes at native speed; one processor, slow system calls.
 //!
 //! Its root is the host's file system, read-only, with memory laid over it: nothing is built or fetched for it, and
 //! programs and this build are found under their own paths. What a guest writes is gone with it, but for
@@ -12,6 +12,7 @@
 //! [`inside()`] runs a test's own body in one.
 
 mod inside;
+mod kernel;
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -27,12 +28,9 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::leftovers;
 
-pub use inside::inside;
+pub use inside::{inside, inside_with};
+pub use kernel::Kernel;
 
-/// Debian's name for it.
-const KERNEL: &str = "/usr/bin/linux.uml";
-/// Its modules.
-const MODULES: &str = "/usr/lib/uml/modules";
 /// Far above what a boot takes on a busy machine.
 const BOOT: Duration = Duration::from_mins(2);
 /// For a command, when nothing else is said.
@@ -57,6 +55,8 @@ pub struct Share {
 /// What a machine is to have.
 #[derive(Clone, Debug)]
 pub struct Setup {
+    /// What runs in it.
+    pub kernel: Kernel,
     /// Memory, MiB.
     pub memory: u32,
     /// Files that are its disks: `/dev/ubda`, `/dev/ubdb` and so on.
@@ -68,6 +68,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
+            kernel: Kernel::chosen(),
             memory: 512,
             disks: Vec::new(),
             shares: Vec::new(),
@@ -102,20 +103,9 @@ pub struct Vm {
     jobs: u32,
 }
 
-/// What this machine lacks to run one; `None` when it lacks nothing.
+/// What this machine lacks to run one with the kernel that is used where no other is needed; `None` when it lacks nothing.
 pub fn missing() -> Option<String> {
-    let lacks = |path: &str| !Path::new(path).exists();
-    if lacks(KERNEL) || lacks(MODULES) {
-        return Some(format!("{KERNEL} (Debian's package user-mode-linux)"));
-    }
-    let tools = [
-        "/usr/sbin/insmod",
-        "/usr/sbin/ip",
-        "/usr/bin/setpriv",
-        "/bin/bash",
-    ];
-    let tools: Vec<_> = tools.into_iter().filter(|path| lacks(path)).collect();
-    (!tools.is_empty()).then(|| tools.join(", "))
+    Kernel::chosen().missing()
 }
 
 /// Makes a file for a disk, of which nothing is used yet.
@@ -158,7 +148,8 @@ impl Vm {
         let mut command = Command::new("setpriv");
         // Its helper processes end with it only when it can end them itself.
         command
-            .args(["--pdeathsig", "TERM", "--", KERNEL])
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(setup.kernel.program())
             .arg(format!("mem={}M", setup.memory))
             .args([
                 "root=/dev/root",
