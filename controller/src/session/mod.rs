@@ -9,6 +9,7 @@
 
 pub mod desired;
 mod open;
+mod quiet;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -28,10 +29,11 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 pub use open::{Sessions, follow_desired};
 
+use self::quiet::Quiet;
 use crate::catalogue::row::History;
 use crate::catalogue::{Action, Kind, Object, Refused, load};
 use crate::cluster::{Cluster, Trouble, now};
@@ -55,12 +57,17 @@ const SILENCE: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug)]
 pub struct Service {
     cluster: Arc<Cluster>,
+    /// Why sessions ended.
+    ended: Arc<Quiet>,
 }
 
 impl Service {
     /// The service for a server of tonic.
     pub fn new(cluster: Arc<Cluster>) -> SatellitesServer<Self> {
-        SatellitesServer::new(Self { cluster })
+        SatellitesServer::new(Self {
+            cluster,
+            ended: Arc::default(),
+        })
     }
 }
 
@@ -78,10 +85,19 @@ impl Satellites for Service {
             return Err(not_leader(&self.cluster));
         }
         let (out, receiver) = mpsc::channel(OUTGOING);
-        let cluster = Arc::clone(&self.cluster);
+        let (cluster, ended) = (Arc::clone(&self.cluster), Arc::clone(&self.ended));
         tokio::spawn(async move {
             if let Err(status) = run(&cluster, request.into_inner(), &out).await {
-                tracing::info!(code = ?status.code(), reason = status.message(), "a satellite's session ended");
+                // Of a node that is refused; others end for reasons of their own.
+                let refused = matches!(status.code(), Code::NotFound | Code::FailedPrecondition);
+                let times = if refused {
+                    ended.say(Instant::now(), status.message())
+                } else {
+                    Some(1)
+                };
+                if let Some(times) = times {
+                    tracing::info!(code = ?status.code(), reason = status.message(), times, "a satellite's session ended");
+                }
                 // Best effort: the satellite may be what is gone.
                 let _closed = tokio::time::timeout(PATIENCE, out.send(Err(status))).await;
             }

@@ -375,7 +375,7 @@ fn volumes(volumes: &[Volume]) -> Vec<Check> {
     checks
 }
 
-/// Nodes that have files of deleted volumes which they can't remove now.
+/// Nodes that have files of replicas that were deleted or moved, which they can't remove now.
 fn left_behind(tombstones: &[Tombstone]) -> Vec<Check> {
     let mut places: BTreeMap<(&str, &str), Vec<&Tombstone>> = BTreeMap::new();
     for tombstone in tombstones {
@@ -391,11 +391,15 @@ fn left_behind(tombstones: &[Tombstone]) -> Vec<Check> {
             None => (Severity::Info, "removed when the node is back"),
         };
         let count = left.len();
-        let replicas = if count == 1 { "replica" } else { "replicas" };
+        let replicas = if count == 1 {
+            "replica that is"
+        } else {
+            "replicas that are"
+        };
         check(
             "LEFT_BEHIND",
             severity,
-            format!("pool {pool} on {node} still has {count} {replicas} of deleted volumes: {why}"),
+            format!("pool {pool} on {node} still has {count} {replicas} not wanted any more: {why}"),
             format!("pool/{pool}/{node}"),
             &format!(
                 "start stor-satellite on the node; if it is gone for good: storctl node delete {node} --force"

@@ -76,7 +76,7 @@ enum SessionError {
     Deadline,
     #[error("it does not lead")]
     NotLeader { leader: Option<String> },
-    #[error("{}: {}", .0.code(), .0.message())]
+    #[error("{}", refusal(.0))]
     Refused(Box<tonic::Status>),
     #[error("it ended the session")]
     Ended,
@@ -402,6 +402,15 @@ impl Session {
             drop(ask.reply.send(reply));
         }
         Ok(())
+    }
+}
+
+/// What a controller says, in its own words; the code's only where it has none.
+fn refusal(status: &tonic::Status) -> String {
+    if status.message().is_empty() {
+        status.code().to_string()
+    } else {
+        status.message().to_owned()
     }
 }
 

@@ -205,7 +205,11 @@ impl Apply<'_> {
         }
         self.set_grow_to(volume.row.volume, Some(size)).await?;
         self.touch_replica_nodes(&volume).await?;
-        let message = format!("Volume {name} grows from {} to {size} bytes.", volume.row.size);
+        let message = format!(
+            "Volume {name} grows from {} to {}.",
+            stor_api::size::format(volume.row.size),
+            stor_api::size::format(size)
+        );
         self.event(Weight::Info, "volume-growing", &object, &message)
             .await?;
         Ok(Outcome::Changed)
@@ -226,7 +230,7 @@ impl Apply<'_> {
         let row = self.store_row(&volume, row).await?;
         self.touch_replica_nodes(&volume).await?;
         let object = Object::new(Kind::Volume, &volume.name);
-        let message = format!("Volume {} has {size} bytes now.", volume.name);
+        let message = format!("Volume {} has {} now.", volume.name, stor_api::size::format(size));
         self.event(Weight::Info, "volume-grown", &object, &message)
             .await?;
         Ok(Outcome::Row(Box::new(row)))

@@ -134,7 +134,7 @@ impl Apply<'_> {
         self.remove_tombstone(&tombstone).await?;
         self.touch(node).await?;
         let message = format!(
-            "Node {node} removed its replica of volume {}, deleted before.",
+            "Node {node} removed its replica of volume {}, taken away before.",
             tombstone.name
         );
         let object = Object::new(Kind::Volume, &tombstone.name);

@@ -252,6 +252,6 @@ fn what_is_left_of_a_deleted_volume_is_told_until_it_is_gone() {
     );
     assert_eq!(
         status.checks[1].message,
-        "pool sp01 on s2 still has 1 replica of deleted volumes: removed when the node is back"
+        "pool sp01 on s2 still has 1 replica that is not wanted any more: removed when the node is back"
     );
 }
