@@ -44,6 +44,10 @@ pub(crate) fn first_wrong(defect: Defect, seeds: impl Iterator<Item = u64>) -> O
 /// other lines of the table stay.
 #[test]
 #[ignore = "takes long; makes the table of the document"]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long each takes is told to whoever waits"
+)]
 fn make_the_table() {
     let seeds = std::env::var("STOR_MUTATION_SEEDS")
         .ok()

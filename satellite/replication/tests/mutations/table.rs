@@ -95,6 +95,7 @@ fn brief(wrong: &str) -> String {
 }
 
 /// Runs tests of this program with a defect on; the names of those that fail.
+#[expect(clippy::disallowed_methods, reason = "waits for a process")]
 pub(crate) fn failing(defect: Defect, filters: &[&str]) -> Vec<String> {
     let mut out = tempfile::tempfile().unwrap();
     // What never ends uses up its processor time; a slow machine does not end it.
