@@ -42,6 +42,10 @@ fn a_node_that_stops_serves_engines_on_others_until_they_have_drained() -> anyho
             ensure!(!said.contains("left as by a kill"), "{node}: {said}");
         }
         cluster.start_again(&["s1", "s2"])?;
+        // What was reported before they stopped is believed for a while.
+        wait::until(wait::LONG, "it has the next engine", || {
+            Ok(volume.shown()?.epoch > before.epoch)
+        })?;
         let medium = volume.medium(&volume.wait_attached("s1")?)?;
         let shown = volume.wait_in_sync()?;
         ensure!(shown.config == before.config, "{shown:?}");
