@@ -1,10 +1,19 @@
 #!/bin/bash
-# First program of a virtual machine. Its root is the host's own file system, by hostfs: the host's programs and
+# First program of a virtual machine. Its root is the host's own file system, by hostfs or 9p: the host's programs and
 # this build are there under their own paths, wherever the build is. What is written goes to memory, laid over it, and
 # the host's other file systems are not in it. Then it takes jobs from the second console until its power ends.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 here=${0%/*}
 version=$(uname -r)
+
+# host TAG DIRECTORY TARGET [OPTION]: a directory of the host.
+host() {
+  if [ -n "$STOR_MODULES" ]; then
+    mount -n ${4-} -t 9p -o trans=virtio,version=9p2000.L,msize=262144 "$1" "$3"
+  else
+    mount -n ${4-} -t hostfs -o "$2" none "$3"
+  fi
+}
 
 fail() {
   echo "guest: $*"
@@ -13,7 +22,7 @@ fail() {
 }
 
 mount -n -t proc proc /proc || fail "no /proc"
-modules=/usr/lib/uml/modules/$version
+modules=${STOR_MODULES:-/usr/lib/uml/modules/$version}
 grep -qw overlay /proc/filesystems || insmod "$modules/kernel/fs/overlayfs/overlay.ko" || fail "no overlay"
 mount -n -t tmpfs -o mode=755 tmpfs /mnt || fail "no memory for /"
 mkdir /mnt/upper /mnt/work /mnt/root
@@ -30,7 +39,7 @@ mount -n -t sysfs sys sys
 mkdir -p run/vm
 if [ -d "$modules" ]; then
   mkdir -p "lib/modules/$version"
-  mount -n --bind "${modules#/}" "lib/modules/$version"
+  mount -n --bind "$modules" "lib/modules/$version" || fail "no modules"
 else
   # All that this kernel has is built in.
   printf '#!/bin/sh\n' >usr/local/sbin/modprobe
@@ -40,14 +49,22 @@ pivot_root . mnt || fail "the root cannot be turned"
 umount -n -l /mnt
 
 # What passes between test and guest.
-mount -n -t hostfs -o "$here/jobs" none /run/vm || fail "no jobs"
+host jobs "$here/jobs" /run/vm || fail "no jobs"
 build=$(</run/vm/build)
 mkdir -p "$build"
-mount -n -r -t hostfs -o "$build" none "$build" || fail "$build is not shared"
-while IFS=$'\t' read -r host guest; do
+host build "$build" "$build" -r || fail "$build is not shared"
+number=0
+while IFS=$'\t' read -r of guest; do
   mkdir -p "$guest"
-  mount -n -t hostfs -o "$host" none "$guest" || fail "$host is not shared"
+  host "share$number" "$of" "$guest" || fail "$of is not shared"
+  number=$((number + 1))
 done </run/vm/shares
+# The build once more, should a file system come over it.
+{ declare -p STOR_MODULES 2>/dev/null; declare -f host; echo "host build '$build' '$build' -r"; } >/run/share-build
+# Disks have the names that user-mode Linux gives them.
+for disk in /dev/vd?; do
+  [ -b "$disk" ] && ln -s "$disk" "/dev/ubd${disk#/dev/vd}"
+done
 hostname stor-vm
 ip link set lo up
 # There is no udev here, and LVM does not know these disks by itself.
@@ -67,7 +84,7 @@ job() {
   mv "/run/vm/$1.new" "/run/vm/$1.status"
 }
 
-exec 3</dev/tty1 || fail "no second console"
+exec 3<"${STOR_CONSOLE:-/dev/tty1}" || fail "no second console"
 stty raw -echo <&3
 : >/run/vm/ready
 while read -r line <&3; do

@@ -16,6 +16,8 @@ const INSIDE: &str = "STOR_TESTS_IN_VM";
 const SCRATCH: u64 = 8 << 30;
 /// For a whole test.
 const LIMIT: Duration = Duration::from_mins(9);
+/// In an emulated machine it takes so many times as long.
+const SLOW: u32 = 5;
 
 /// Runs the body of the test named `test` in a virtual machine with `memory` MiB, a file system of disks on `/var/tmp`
 /// and one empty disk for each of `disks` (bytes): `/dev/ubdb`, `/dev/ubdc` and so on.
@@ -77,9 +79,9 @@ fn run_there(
     })?;
     vm.run("mkfs.ext4 -q -E nodiscard /dev/ubda && mount /dev/ubda /var/tmp && chmod 1777 /var/tmp")?;
     // A build that is there was hidden by that.
-    vm.run("b=$(</run/vm/build); [ -e \"$b/deps\" ] || { mkdir -p \"$b\" && mount -n -r -t hostfs -o \"$b\" none \"$b\"; }")?;
+    vm.run("b=$(</run/vm/build); [ -e \"$b/deps\" ] || { mkdir -p \"$b\" && . /run/share-build; }")?;
     let output = vm.try_within(
-        LIMIT,
+        if kernel.is_emulated() { SLOW * LIMIT } else { LIMIT },
         &format!(
             "cd / && {INSIDE}=1 STOR_TESTS_SKIPPED=/run/vm/skipped exec '{}' --exact '{test}' --nocapture",
             program.display()

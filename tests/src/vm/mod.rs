@@ -1,6 +1,7 @@
 //! A virtual machine with a kernel of its own, for what the machine's own kernel lacks: nbd, ublk, device-mapper with
 //! thin pools. It is user-mode Linux ([`kernel`] says which): a kernel that runs as an ordinary process, boots in
-//! seconds and computes at native speed; one processor, slow system calls.
+//! seconds and computes at native speed; one processor, slow system calls. Or, when asked for, a distribution's own kernel in
+//! an emulator, ten times slower.
 //!
 //! Its root is the host's file system, read-only, with memory laid over it: nothing is built or fetched for it, and
 //! programs and this build are found under their own paths. What a guest writes is gone with it, but for
@@ -19,7 +20,7 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ use crate::leftovers;
 
 pub use inside::{inside, inside_with};
 pub use kernel::Kernel;
+
+use kernel::Boot;
 
 /// Far above what a boot takes on a busy machine.
 const BOOT: Duration = Duration::from_mins(2);
@@ -145,38 +148,19 @@ impl Vm {
         let (console, theirs) = UnixStream::pair()?;
         console.set_write_timeout(Some(Duration::from_secs(1)))?;
         let log = File::create(root.join("console.log"))?;
-        let mut command = Command::new("setpriv");
-        // Its helper processes end with it only when it can end them itself.
-        command
-            .args(["--pdeathsig", "TERM", "--"])
-            .arg(setup.kernel.program())
-            .arg(format!("mem={}M", setup.memory))
-            .args([
-                "root=/dev/root",
-                "rootfstype=hostfs",
-                "rootflags=/",
-                "ro",
-                "quiet",
-                "panic=-1",
-            ])
-            .arg(format!("init={}", init.display()))
-            .arg(format!("uml_dir={}/", root.display()))
-            .args([
-                "umid=vm",
-                "con=null",
-                "con0=null,fd:1",
-                "con1=fd:0,null",
-                "ssl=null",
-            ]);
-        for (number, disk) in setup.disks.iter().enumerate() {
-            command.arg(format!("ubd{number}={}", disk.display()));
-        }
+        let mut command = setup.kernel.command(&Boot {
+            root: &root,
+            init: &init,
+            jobs: &jobs,
+            build: &build()?,
+            setup,
+        });
         command
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0);
-        let kernel = command.spawn().context("starting user-mode Linux")?;
+        let kernel = command.spawn().context("starting a virtual machine")?;
         let mut vm = Self {
             root,
             kernel,
