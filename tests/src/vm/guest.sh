@@ -51,16 +51,15 @@ umount -n -l /mnt
 # What passes between test and guest.
 host jobs "$here/jobs" /run/vm || fail "no jobs"
 build=$(</run/vm/build)
-mkdir -p "$build"
-host build "$build" "$build" -r || fail "$build is not shared"
+# A file system that comes over it later can have it bound once more.
+mkdir -p "$build" /run/build
+host build "$build" /run/build -r && mount -n --bind /run/build "$build" || fail "$build is not shared"
 number=0
 while IFS=$'\t' read -r of guest; do
   mkdir -p "$guest"
   host "share$number" "$of" "$guest" || fail "$of is not shared"
   number=$((number + 1))
 done </run/vm/shares
-# The build once more, should a file system come over it.
-{ declare -p STOR_MODULES 2>/dev/null; declare -f host; echo "host build '$build' '$build' -r"; } >/run/share-build
 # Disks have the names that user-mode Linux gives them.
 for disk in /dev/vd?; do
   [ -b "$disk" ] && ln -s "$disk" "/dev/ubd${disk#/dev/vd}"

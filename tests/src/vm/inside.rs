@@ -79,7 +79,7 @@ fn run_there(
     })?;
     vm.run("mkfs.ext4 -q -E nodiscard /dev/ubda && mount /dev/ubda /var/tmp && chmod 1777 /var/tmp")?;
     // A build that is there was hidden by that.
-    vm.run("b=$(</run/vm/build); [ -e \"$b/deps\" ] || { mkdir -p \"$b\" && . /run/share-build; }")?;
+    vm.run("b=$(</run/vm/build); [ -e \"$b/deps\" ] || { mkdir -p \"$b\" && mount -n --bind /run/build \"$b\"; }")?;
     let output = vm.try_within(
         if kernel.is_emulated() { SLOW * LIMIT } else { LIMIT },
         &format!(

@@ -38,6 +38,9 @@ fn a_device_that_was_stopped_is_made_anew_with_another_engine() -> anyhow::Resul
             })
         })?;
         write(&of)?;
+        // The stopped device, started again, would be there for a while and fail everything.
+        let said = run_ok("dmesg", &[] as &[&str])?;
+        ensure!(!said.contains("I/O error, dev ublkb"), "{said}");
         Driver::Ublk.leaves_nothing(volume, &before.device)
     })
 }
