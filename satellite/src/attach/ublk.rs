@@ -208,8 +208,18 @@ impl UblkDevices {
                 "ublk device {index} is not what it was just made to be"
             )));
         };
-        if let Err(error) = ublk::look_at_slow(index) {
-            tracing::warn!(%volume, %error, "should the engine die under full load, I/O may wait half a minute");
+        if device.state == State::Dead {
+            // The kernel waits for all requests first. Should the engine die now, those wait for the next one, and that
+            // must not wait for this.
+            let looks = thread::Builder::new().name("ublk-timeout".to_owned());
+            let started = looks.spawn(move || {
+                if let Err(error) = ublk::look_at_slow(index) {
+                    tracing::warn!(index, %error, "should the engine die under full load, I/O may wait half a minute");
+                }
+            });
+            if let Err(error) = started {
+                tracing::warn!(%volume, %error, "should the engine die under full load, I/O may wait half a minute");
+            }
         }
         ublk::make_block_node(index).map_err(|error| failed(&error))?;
         Ok(Connected {
