@@ -432,6 +432,7 @@ mod tests {
             "node undrain s1",
             "node lost s1",
             "volume resize db1 20Gi",
+            "volume set db1 --min-in-sync 1",
             "replica list",
             "replica list db1 --node s1",
             "replica add db1 --node s3 --pool sp01",

@@ -62,6 +62,15 @@ pub(crate) enum VolumeVerb {
         #[arg(value_parser = args::volume_size)]
         size: VolumeSize,
     },
+    /// Change how many replicas must be in sync for a volume to be written
+    Set {
+        /// Its name
+        #[arg(add = completion::volumes(), value_parser = args::existing)]
+        name: String,
+        /// I/O waits rather than go on with fewer copies in sync; not more than are in sync now
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+        min_in_sync: u8,
+    },
     /// After the catalogue was restored from an old backup: take over what a volume's replicas say
     Adopt(adopt::AdoptArgs),
     /// Give a node the volume as a device
@@ -127,6 +136,7 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
         }
         VolumeVerb::Describe { name } => context.out.object(&client.volume(&name).await?, shown::describe),
         VolumeVerb::Resize { name, size } => resize::resize(context, &name, size).await,
+        VolumeVerb::Set { name, min_in_sync } => resize::set(context, &name, min_in_sync).await,
         VolumeVerb::Delete {
             name,
             force,

@@ -1,4 +1,4 @@
-//! `storctl volume resize`.
+//! `storctl volume resize` and `volume set`.
 
 use stor_api::client::{Client, Wish};
 use stor_api::objects::{Volume, VolumeChange};
@@ -11,7 +11,8 @@ use crate::wait::{self, Look};
 
 pub(super) async fn resize(context: &Context, name: &str, wanted: VolumeSize) -> Result<(), Failure> {
     let change = VolumeChange {
-        size_bytes: wanted.bytes,
+        size_bytes: Some(wanted.bytes),
+        ..VolumeChange::default()
     };
     if let Some(asked) = wanted.rounded_from {
         context.out.remark(&format!(
@@ -40,6 +41,27 @@ pub(super) async fn resize(context: &Context, name: &str, wanted: VolumeSize) ->
             Some(to) => format!("volume {name} has {now} and grows to {}\n", size::format(to)),
             None => format!("volume {name} has {now}\n"),
         }
+    })
+}
+
+pub(super) async fn set(context: &Context, name: &str, least: u8) -> Result<(), Failure> {
+    let change = VolumeChange {
+        min_in_sync: Some(least),
+        ..VolumeChange::default()
+    };
+    let wish = Wish::ChangeVolume {
+        name,
+        change: &change,
+    };
+    if context.planned(&wish).await? {
+        return Ok(());
+    }
+    let volume = context.client.change_volume(name, &change).await?;
+    context.out.object(&volume, |volume| {
+        format!(
+            "volume {name} is written with at least {} in sync\n",
+            volume.min_in_sync
+        )
     })
 }
 

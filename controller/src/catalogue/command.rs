@@ -275,6 +275,15 @@ pub enum Action {
         /// What was presumed of the pools of its replicas.
         pools: Vec<Placement>,
     },
+    /// How many replicas must be in sync for a volume to be written is another number.
+    SetLeastInSync {
+        /// Volume.
+        name: String,
+        /// Revision.
+        expect: Option<u64>,
+        /// Replicas.
+        least: u8,
+    },
     /// Every replica in sync reported this size: the volume has it.
     GrowVolume {
         /// Volume.

@@ -89,7 +89,7 @@ fn documented() -> OpenApiRouter<Arc<Cluster>> {
         .routes(routes!(classes::list, classes::create))
         .routes(routes!(classes::get, classes::delete))
         .routes(routes!(volumes::list, volumes::create))
-        .routes(routes!(volumes::get, deletion::delete, replicas::resize))
+        .routes(routes!(volumes::get, deletion::delete, replicas::change))
         .routes(routes!(deletion::tombstones))
         .routes(routes!(volumes::replicas_of, replicas::create))
         .routes(routes!(replicas::delete))

@@ -13,7 +13,7 @@ use stor_replication::ids::ReplicaId;
 use super::answer::{Answer, plan};
 use super::extract::{At, Body, IfMatch, Manner, Params};
 use super::problem::Failure;
-use super::volumes::{NO_PLACEMENT, need, planner_nodes, reasons, show_volume, verdicts};
+use super::volumes::{NO_PLACEMENT, min_in_sync, need, planner_nodes, reasons, show_volume, verdicts};
 use crate::catalogue::command::Placement;
 use crate::catalogue::row;
 use crate::catalogue::{self, Action, Outcome, Refused, load};
@@ -194,32 +194,39 @@ fn refuse_loss(volume: &row::Volume, replica: ReplicaId, look: &Look) -> Result<
         .remedy("bring the other nodes back, or add a replica and wait until it is in sync"))
 }
 
-/// Change a volume: a larger size. It may be in use; its replicas grow first, then the volume, then its device.
+/// Change a volume: a larger size, or how many replicas must be in sync. It may be in use; its replicas grow first, then
+/// the volume, then its device.
 #[utoipa::path(patch, path = "/api/v1/volumes/{volume}", operation_id = "volumes_change", tag = "volumes",
     params(("volume" = String, Path), Manner), request_body = VolumeChange,
-    responses((status = 202, body = Volume, description = "Done once `size_bytes` is what was asked for"),
+    responses((status = 202, body = Volume, description = "Done once `size_bytes` or `min_in_sync` is what was asked for"),
         (status = "default", body = Problem)))]
-pub(super) async fn resize(
+pub(super) async fn change(
     State(cluster): State<Arc<Cluster>>,
     At(name): At<String>,
     Params(manner): Params<Manner>,
     IfMatch(expect): IfMatch,
     Body(wanted): Body<VolumeChange>,
 ) -> Answer {
-    let bytes = size::check_volume(wanted.size_bytes).map_err(Failure::invalid)?;
+    let bytes = match (wanted.size_bytes, wanted.min_in_sync) {
+        (Some(bytes), None) => Some(size::check_volume(bytes).map_err(Failure::invalid)?),
+        (None, Some(_)) => None,
+        (None, None) | (Some(_), Some(_)) => {
+            return Err(Failure::invalid(
+                "a change names either size_bytes or min_in_sync".to_owned(),
+            ));
+        }
+    };
     for _ in 0..ATTEMPTS {
         let mut look = cluster.look().await?;
         let volume = need(&mut look, &name).await?;
-        let action = Action::ResizeVolume {
-            name: name.clone(),
-            expect,
-            size: bytes,
-            pools: room(&mut look, &volume, bytes).await?,
+        let (action, steps) = match bytes {
+            Some(bytes) => grow_to(&mut look, &volume, expect, bytes).await?,
+            None => least_in_sync(&volume, expect, wanted.min_in_sync)?,
         };
         if manner.dry_run {
             let steps = match catalogue::check(look.rows(), &action).await?? {
                 Outcome::Unchanged => Vec::new(),
-                Outcome::Created | Outcome::Changed | Outcome::Row(_) => growth(&volume, bytes),
+                Outcome::Created | Outcome::Changed | Outcome::Row(_) => steps,
             };
             return Ok(plan(steps, Vec::new()));
         }
@@ -234,6 +241,39 @@ pub(super) async fn resize(
         why: "other volumes were placed at the same time, again and again".into(),
     }
     .into())
+}
+
+async fn grow_to(
+    look: &mut Look,
+    volume: &row::Volume,
+    expect: Option<u64>,
+    bytes: u64,
+) -> Result<(Action, Vec<String>), Failure> {
+    let action = Action::ResizeVolume {
+        name: volume.name.clone(),
+        expect,
+        size: bytes,
+        pools: room(look, volume, bytes).await?,
+    };
+    Ok((action, growth(volume, bytes)))
+}
+
+fn least_in_sync(
+    volume: &row::Volume,
+    expect: Option<u64>,
+    wanted: Option<u8>,
+) -> Result<(Action, Vec<String>), Failure> {
+    let least = min_in_sync(wanted, volume.row.replicas.len())?;
+    let action = Action::SetLeastInSync {
+        name: volume.name.clone(),
+        expect,
+        least,
+    };
+    let step = format!(
+        "write volume {} with at least {least} replicas in sync, instead of {}",
+        volume.name, volume.row.min_in_sync
+    );
+    Ok((action, vec![step]))
 }
 
 /// What the pools of its replicas may promise; refused by the first that may not promise so much.

@@ -124,12 +124,16 @@ pub struct ReplicaSpec {
     pub replaces: Option<u32>,
 }
 
-/// Changes a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Changes a volume: one thing of it at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeChange {
     /// Bytes, not fewer than it has; rounded up to a multiple of 4096.
-    pub size_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// I/O waits rather than go on with fewer copies in sync. Not more than are in sync now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_in_sync: Option<u8>,
 }
 
 /// Asks for a volume on a node.

@@ -189,6 +189,9 @@ impl Apply<'_> {
                 size,
                 pools,
             } => self.resize_volume(name, *expect, *size, pools).await,
+            Action::SetLeastInSync { name, expect, least } => {
+                self.set_least_in_sync(name, *expect, *least).await
+            }
             Action::GrowVolume { volume, size } => self.grow_volume(*volume, *size).await,
         }
     }

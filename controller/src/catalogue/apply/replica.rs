@@ -215,6 +215,41 @@ impl Apply<'_> {
         Ok(Outcome::Changed)
     }
 
+    /// Lowering it lets an engine remove members that are away, and go on (R16). It is not raised above what is in sync
+    /// now: I/O would stop at once.
+    //= docs/replication.md#R16
+    pub(super) async fn set_least_in_sync(&mut self, name: &str, expect: Option<u64>, least: u8) -> Done {
+        let object = Object::new(Kind::Volume, name);
+        let Some(volume) = load::volume_named(self.conn, name).await? else {
+            return Err(Refused::NoSuch { object }.into());
+        };
+        let volume = self.need_known(volume.row.volume).await?;
+        available(&volume)?;
+        if volume.row.min_in_sync == least {
+            return Ok(Outcome::Unchanged);
+        }
+        expect_revision(&object, expect, volume.row.revision)?;
+        let (left, min) = (volume.row.in_sync().count(), usize::from(least));
+        if min > left {
+            return Err(refused(&volume, Refusal::TooFewInSync { left, min }).into());
+        }
+        if self.dry {
+            return Ok(Outcome::Changed);
+        }
+        let row = VolumeRow {
+            min_in_sync: least,
+            ..volume.row.clone()
+        };
+        self.store_row(&volume, row).await?;
+        let before = volume.row.min_in_sync;
+        let message = format!(
+            "Volume {name} is written with at least {least} replicas in sync; before, it was {before}."
+        );
+        self.event(Weight::Info, "volume-changed", &object, &message)
+            .await?;
+        Ok(Outcome::Changed)
+    }
+
     //= docs/replication.md#G3
     pub(super) async fn grow_volume(&mut self, id: VolumeId, size: u64) -> Done {
         let volume = self.need_known(id).await?;

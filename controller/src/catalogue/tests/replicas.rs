@@ -250,3 +250,29 @@ async fn replicas_grow_before_the_volume() {
     assert_eq!((grown.row.size, grown.grow_to), (20 * GIB, None));
     assert_eq!(c.run(grow).await, Ok(Outcome::Unchanged));
 }
+
+#[tokio::test]
+async fn the_least_in_sync_can_be_lowered_and_raised_to_what_is_there() {
+    let (mut c, _) = with_third().await;
+    let set = |least| Action::SetLeastInSync {
+        name: "v1".into(),
+        expect: None,
+        least,
+    };
+    let before = c.volume("v1").await.row;
+    let there = u8::try_from(before.in_sync().count()).unwrap();
+    assert!(
+        matches!(c.run(set(there + 1)).await, Err(Refused::View { .. })),
+        "I/O would stop at once"
+    );
+    assert_eq!(c.run(set(there)).await, Ok(Outcome::Changed));
+    assert_eq!(c.run(set(there)).await, Ok(Outcome::Unchanged));
+    let raised = c.volume("v1").await.row;
+    assert_eq!(raised.min_in_sync, there);
+    assert!(
+        raised.revision > before.revision,
+        "engines take no row that is not newer"
+    );
+    assert_eq!(c.run(set(1)).await, Ok(Outcome::Changed));
+    assert_eq!(c.volume("v1").await.row.min_in_sync, 1);
+}
