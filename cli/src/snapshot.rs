@@ -11,7 +11,7 @@ use stor_api::size;
 use crate::args;
 use crate::completion;
 use crate::context::Context;
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::output::{Done, confirm, width};
 use crate::table::{Column, Fields, Table};
 use crate::volume;
@@ -147,7 +147,7 @@ async fn create(context: &Context, names: &[Name]) -> Result<(), Failure> {
 }
 
 /// Waits until a snapshot is ready.
-pub(crate) async fn ready(context: &Context, name: &Name) -> Result<Snapshot, Failure> {
+async fn ready(context: &Context, name: &Name) -> Result<Snapshot, Failure> {
     wait::until(context, &format!("snapshot {name}"), || async {
         let one = context.client.snapshot(&name.volume, &name.name).await?;
         match one.state {
@@ -252,11 +252,21 @@ fn state(one: &Snapshot) -> &'static str {
 fn copy_state(copy: &SnapshotCopy) -> &'static str {
     match copy.state {
         SnapshotCopyState::Creating => "creating",
+        SnapshotCopyState::Copying => "copying",
         SnapshotCopyState::Present => "present",
         SnapshotCopyState::Missing => "missing",
         SnapshotCopyState::Failed => "failed",
         SnapshotCopyState::Offline => "offline",
         SnapshotCopyState::Deleting => "deleting",
+    }
+}
+
+/// With how far it is, while it is made anew.
+fn copy_shown(copy: &SnapshotCopy, size: u64) -> String {
+    let percent = |done: u64| u128::from(done) * 100 / u128::from(size.max(1));
+    match copy.copied_bytes {
+        Some(done) => format!("{} {}%", copy_state(copy), percent(done)),
+        None => copy_state(copy).to_owned(),
     }
 }
 
@@ -324,41 +334,13 @@ fn describe(one: &Snapshot) -> String {
         table.row([
             copy.node.clone().into(),
             copy.pool.clone().into(),
-            copy_state(copy).into(),
+            copy_shown(copy, one.size_bytes).into(),
             shown(copy.own_bytes).into(),
             shown(copy.allocated_bytes).into(),
             copy.reason.clone().into(),
         ]);
     }
     format!("{}\n{}", fields.render(), table.render(width()))
-}
-
-/// A volume of a snapshot that is made for it: the snapshot goes when the volume is there.
-pub(crate) async fn of_volume(context: &Context, volume: &str, new: &str) -> Result<Name, Failure> {
-    let name = Name {
-        volume: volume.to_owned(),
-        name: format!("clone-{new}").chars().take(name::MAX_NAME).collect(),
-    };
-    let spec = SnapshotsSpec {
-        snapshots: vec![SnapshotSpec {
-            volume: name.volume.clone(),
-            name: name.name.clone(),
-        }],
-    };
-    context.client.create_snapshots(&spec).await?;
-    ready(context, &name).await?;
-    Ok(name)
-}
-
-/// A snapshot whose volume or name is not there is said so before anything is made.
-pub(crate) fn needs_waiting(context: &Context) -> Result<(), Failure> {
-    if context.no_wait {
-        return Err(
-            Failure::new(Exit::Usage, "--from-volume can't be used with --no-wait")
-                .why("The snapshot it is made of is taken first, and removed when the volume is there."),
-        );
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -374,6 +356,7 @@ mod tests {
             reason: String::new(),
             allocated_bytes: own_bytes.map(|bytes| bytes * 8),
             own_bytes,
+            copied_bytes: None,
         };
         Snapshot {
             volume: "db1".into(),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use stor_api::client::{Client, Filter, Wish};
-use stor_api::objects::{Plan, Replica, ReplicaState, RestoreSpec, Volume, VolumeSpec, VolumeState};
+use stor_api::objects::{Replica, ReplicaState, RestoreSpec, Volume, VolumeSpec, VolumeState};
 use stor_api::size;
 
 use crate::args::{self, VolumeSize};
@@ -16,6 +16,7 @@ use crate::wait::{self, Look};
 
 mod adopt;
 mod attach;
+mod clone;
 mod delete;
 mod resize;
 mod shown;
@@ -155,17 +156,9 @@ async fn restore(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         replicas: args.replicas,
         min_in_sync: args.min_in_sync,
     };
-    let (from, temporary) = match (args.from_snapshot, args.from_volume) {
-        (Some(from), _) => (from, false),
-        (None, Some(volume)) => {
-            if context.dry_run {
-                let step = format!("make volume {} of what volume {volume} holds then", spec.name);
-                let (steps, placement) = (vec![step], Vec::new());
-                return context.out.plan(&Plan { steps, placement });
-            }
-            snapshot::needs_waiting(context)?;
-            (snapshot::of_volume(context, &volume, &spec.name).await?, true)
-        }
+    let from = match (args.from_snapshot, args.from_volume) {
+        (Some(from), _) => from,
+        (None, Some(volume)) => return clone::clone(context, &volume, &spec).await,
         (None, None) => return Err(Failure::new(Exit::Usage, "the size of the volume is missing")),
     };
     let wish = Wish::Restore {
@@ -176,32 +169,24 @@ async fn restore(context: &Context, args: CreateArgs) -> Result<(), Failure> {
     if context.planned(&wish).await? {
         return Ok(());
     }
-    let made = async {
-        let volume = context.client.restore(&from.volume, &from.name, &spec).await?;
-        if context.no_wait {
-            return Ok(volume);
-        }
-        created(context, &spec.name).await
-    };
-    let made: Result<Volume, Failure> = made.await;
-    if temporary {
-        snapshot::remove(context, &from).await?;
+    let volume = context.client.restore(&from.volume, &from.name, &spec).await?;
+    if context.no_wait {
+        return context
+            .out
+            .object(&volume, |volume| made_of(volume, &from.to_string(), false));
     }
-    context.out.object(&made?, |volume| {
-        let nodes: Vec<&str> = volume.replicas.iter().map(|r| r.node.as_str()).collect();
-        let (name, size) = (&volume.name, size::format(volume.size_bytes));
-        let of = if temporary {
-            from.volume.clone()
-        } else {
-            from.to_string()
-        };
-        let how = if context.no_wait {
-            "is being created"
-        } else {
-            "created"
-        };
-        format!("volume {name} {how} of {of}: {size} on {}\n", nodes.join(", "))
-    })
+    let volume = created(context, &spec.name).await?;
+    context
+        .out
+        .object(&volume, |volume| made_of(volume, &from.to_string(), true))
+}
+
+/// What is said of a volume that was made of something.
+fn made_of(volume: &Volume, of: &str, done: bool) -> String {
+    let nodes: Vec<&str> = volume.replicas.iter().map(|r| r.node.as_str()).collect();
+    let (name, size) = (&volume.name, size::format(volume.size_bytes));
+    let how = if done { "created" } else { "is being created" };
+    format!("volume {name} {how} of {of}: {size} on {}\n", nodes.join(", "))
 }
 
 async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {

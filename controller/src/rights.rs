@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use stor_replication::catalogue::VolumeRow;
+use stor_replication::ids::{Epoch, SnapshotId, VolumeId};
 use stor_replication::wire::crc32c;
 use stor_right::{Seconds, SignedRight, Signer, Statement};
 
@@ -42,6 +43,18 @@ impl<'a> Issuer<'a> {
     /// The turn its rights are of.
     pub fn turn(&self) -> Seconds {
         self.turn
+    }
+
+    /// The right to read copies of a snapshot on other nodes: it names the snapshot where others name their volume.
+    pub fn copy_right(&self, snapshot: SnapshotId) -> SignedRight {
+        self.signer.sign(&Statement {
+            volume: VolumeId(snapshot.0),
+            epoch: Epoch(1),
+            node: self.node.to_owned(),
+            read_only: true,
+            issued: self.turn,
+            expires: self.turn.after(LIFE),
+        })
     }
 
     /// The right to the row's epoch; `None` unless the node owns the volume. The row is one that was decided: who

@@ -7,6 +7,7 @@ mod channel;
 pub mod control;
 mod data;
 pub mod engine;
+pub mod failure;
 pub mod pool;
 pub mod quiet;
 pub mod replicas;

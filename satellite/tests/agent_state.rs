@@ -415,6 +415,8 @@ fn a_replica_that_was_there_once_is_remembered() {
     let pool = KnownPool {
         path: "/data".into(),
         id: Uuid::from_u128(3),
+        thin: false,
+        disks: Vec::new(),
     };
     let changes = [
         KnownChange::Pool("sp01".to_owned(), pool),

@@ -10,6 +10,7 @@
 
 mod breaking;
 mod machines;
+mod points;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,7 @@ pub fn with_machines(test: impl FnOnce(&mut Cluster) -> anyhow::Result<()>) -> a
 }
 
 fn on(mut cluster: Cluster, test: impl FnOnce(&mut Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let done = test(&mut cluster);
+    let done = test(&mut cluster).and_then(|()| cluster.leaves_nothing());
     if done.is_err() || std::env::var_os("STOR_TESTS_KEEP_LOGS").is_some() {
         cluster.keep_logs();
     }
@@ -331,6 +332,7 @@ fn start_quickstart(root: &Path) -> anyhow::Result<Child> {
     Command::new(root.join("bin/storctl"))
         .args(["quickstart", "--dir"])
         .arg(root.join("d"))
+        .envs(points::environment(root))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -1,7 +1,7 @@
 //! `storctl node drain`, `lost`: until nothing is left on the node.
 
 use stor_api::client::{Filter, Wish};
-use stor_api::objects::Replica;
+use stor_api::objects::{Replica, Snapshot};
 
 use crate::context::Context;
 use crate::failure::{Exit, Failure};
@@ -53,10 +53,18 @@ async fn wait_empty(context: &Context, name: &str, wish: &Wish<'_>) -> Result<()
             volume: None,
         };
         let left = context.client.replicas(&filter).await?;
-        if left.is_empty() {
+        if !left.is_empty() {
+            return Ok(Look::Pending(what_is_left(&left), None));
+        }
+        // The copies of snapshots follow their replicas; those of a node that is gone can't be removed there.
+        let copies = match wish {
+            Wish::LoseNode { .. } => Vec::new(),
+            _ => context.client.snapshots(&filter).await?,
+        };
+        if copies.is_empty() {
             return Ok(Look::Done(()));
         }
-        Ok(Look::Pending(what_is_left(&left), None))
+        Ok(Look::Pending(copies_left(&copies), None))
     })
     .await;
     match done {
@@ -68,6 +76,24 @@ async fn wait_empty(context: &Context, name: &str, wish: &Wish<'_>) -> Result<()
         }
         done => done,
     }
+}
+
+fn copies_left(left: &[Snapshot]) -> String {
+    let names = left
+        .iter()
+        .take(5)
+        .map(|one| format!("{}@{}", one.volume, one.name));
+    let more = if left.len() > 5 { ", …" } else { "" };
+    let word = if left.len() == 1 {
+        "copy of a snapshot is"
+    } else {
+        "copies of snapshots are"
+    };
+    format!(
+        "{} {word} left: {}{more}",
+        left.len(),
+        names.collect::<Vec<_>>().join(", ")
+    )
 }
 
 fn what_is_left(left: &[Replica]) -> String {

@@ -25,6 +25,19 @@ pub const MAX_PROPERTY_VALUE: usize = 255;
 /// Most properties on one node.
 pub const MAX_PROPERTIES: usize = 64;
 
+/// Name of the snapshot that is made for a volume of that name.
+pub fn of_clone(volume: &str) -> String {
+    let whole = format!("clone-{volume}");
+    if whole.len() <= MAX_NAME {
+        return whole;
+    }
+    // Volumes whose names begin alike are told apart by the rest: FNV-1a.
+    let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    let hash = volume.bytes().fold(0x811c_9dc5, mix);
+    let begin: String = whole.chars().take(MAX_NAME - 9).collect();
+    format!("{}-{hash:08x}", begin.trim_end_matches(['-', '.']))
+}
+
 /// Words that mean something else where a name may stand.
 pub const RESERVED: [&str; 4] = ["all", "none", "self", "new"];
 
@@ -247,6 +260,16 @@ mod tests {
     #[test]
     fn ordinary_names_pass() {
         let longest = "a".repeat(MAX_NAME);
+        let other = format!("{}b", "a".repeat(MAX_NAME - 1));
+        assert_eq!(of_clone("db2"), "clone-db2");
+        assert_ne!(of_clone(&longest), of_clone(&other));
+        for name in [
+            &longest,
+            &other,
+            &format!("{}.{}", "a".repeat(47), "b".repeat(10)),
+        ] {
+            check(Kind::Snapshot, &of_clone(name)).unwrap();
+        }
         for name in [
             "db1",
             "s1",

@@ -174,6 +174,39 @@ pub enum Action {
         node: String,
         /// Were to be removed and are gone.
         gone: Vec<(SnapshotId, ReplicaId)>,
+        /// Were to be made anew and are there.
+        #[serde(default)]
+        made: Vec<(SnapshotId, ReplicaId)>,
+    },
+    /// A replica is to have a copy of a snapshot that is ready: it is made anew, of another one.
+    RecopySnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Whose replica has none.
+        replica: ReplicaId,
+    },
+    /// A copy where its volume has no replica any more is to go.
+    DropCopy {
+        /// Of which.
+        snapshot: SnapshotId,
+        /// The replica it is called after.
+        replica: ReplicaId,
+    },
+    /// A volume is to be made of what another one holds: by a snapshot, which goes when it is there.
+    CloneVolume {
+        /// Identity of the batch, made by the proposer.
+        batch: Uuid,
+        /// The snapshot.
+        snapshot: NewSnapshot,
+        /// What is made of it.
+        into: CloneWish,
+    },
+    /// What a snapshot was made for can't be made: it goes, and the reason is shown for a while.
+    FailClone {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// In words.
+        why: String,
     },
     /// A volume that begins as a snapshot.
     RestoreSnapshot(Restore),
@@ -312,6 +345,29 @@ pub struct NewSnapshot {
     pub volume: String,
     /// Name.
     pub name: String,
+}
+
+/// See [`Action::CloneVolume`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CloneWish {
+    /// Identity of the volume, made by the proposer.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// History of its data, made by the proposer.
+    pub lineage: Lineage,
+    /// Number of replicas; absent: as many as the snapshot has copies.
+    pub replicas: Option<u8>,
+    /// Least in-sync replicas.
+    pub min_in_sync: Option<u8>,
+}
+
+impl CloneWish {
+    /// The same is asked for, whoever made the ids.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let asked = |one: &Self| (one.name.clone(), one.replicas, one.min_in_sync);
+        asked(self) == asked(other)
+    }
 }
 
 /// See [`Action::RestoreSnapshot`].

@@ -6,15 +6,21 @@
 //!       |                              |                                            | a user's wish
 //!       +---- an engine gave it up, or one of its batch: failed ----------------> deleting ---> gone
 //! ```
+//!
+//! A copy is called after the replica it was made for and outlives it. What counts is where it is: the replicas of the
+//! volume are to have one each in their pools, and nobody else is.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Error, FromRow, Row, SqliteConnection};
+use stor_replication::catalogue::MemberState;
 use stor_replication::ids::{ReplicaId, SnapshotId, VolumeId};
 use uuid::Uuid;
 
+use super::command::CloneWish;
+use super::row::{ReplicaPhase, Volume, VolumePhase};
 use super::sql;
 
 type Result<T> = std::result::Result<T, Error>;
@@ -108,7 +114,11 @@ pub struct Snapshot {
     pub created: String,
     /// Index of the last entry that changed it.
     pub revision: u64,
-    /// By the replica that made it.
+    /// It is made for this volume, and goes when that is there.
+    pub clone: Option<CloneWish>,
+    /// That volume was made.
+    pub clone_made: bool,
+    /// By the replica it was made for.
     pub copies: BTreeMap<ReplicaId, Copy>,
 }
 
@@ -124,6 +134,54 @@ impl Snapshot {
             self.phase,
             SnapshotPhase::Creating | SnapshotPhase::Taken | SnapshotPhase::Ready
         )
+    }
+
+    /// The volume's replica has no copy and is to have one: it is ready, the replica is in sync and stays, and somebody
+    /// has a copy.
+    //= docs/replication.md#S6
+    pub fn lacks(&self, volume: &Volume, replica: ReplicaId) -> bool {
+        let (Some(member), Some(place)) = (volume.row.replicas.get(&replica), volume.places.get(&replica))
+        else {
+            return false;
+        };
+        let stays =
+            member.state == MemberState::InSync && !member.leaving && place.phase == ReplicaPhase::Ready;
+        let ready = |copy: &Copy| copy.phase == CopyPhase::Ready;
+        self.phase == SnapshotPhase::Ready
+            && stays
+            && self.clone.is_none()
+            && self.volume == volume.row.volume
+            && is_settled(volume)
+            && !self
+                .copies
+                .values()
+                .any(|copy| copy.is_at(&member.node, &place.pool))
+            && self.copies.values().any(ready)
+    }
+
+    /// Nobody loses anything when this copy goes: the volume has no replica where it is, and every replica it has or
+    /// is to have holds a copy of its own.
+    //= docs/replication.md#S7
+    pub fn is_left_over(&self, volume: &Volume, copy: &Copy) -> bool {
+        let places = || {
+            let replicas = volume.row.replicas.iter();
+            replicas.filter_map(|(replica, member)| Some((member, volume.places.get(replica)?)))
+        };
+        let alive = |phase: ReplicaPhase| phase != ReplicaPhase::Deleting;
+        let occupied =
+            places().any(|(member, place)| alive(place.phase) && copy.is_at(&member.node, &place.pool));
+        if self.phase != SnapshotPhase::Ready || !is_settled(volume) || occupied {
+            return false;
+        }
+        let mut staying = places()
+            .filter(|(member, place)| alive(place.phase) && !member.leaving)
+            .peekable();
+        let held = |node: &str, pool: &str| {
+            let mut copies = self.copies.values();
+            copies.any(|copy| copy.phase == CopyPhase::Ready && copy.is_at(node, pool))
+        };
+        copy.phase == CopyPhase::Creating
+            || (staying.peek().is_some() && staying.all(|(member, place)| held(&member.node, &place.pool)))
     }
 
     /// Its engine is to hold writes for it and wait.
@@ -143,6 +201,18 @@ pub struct Copy {
     pub phase: CopyPhase,
 }
 
+/// Its replicas are known, and are what somebody wants.
+fn is_settled(volume: &Volume) -> bool {
+    volume.phase == VolumePhase::Available && !volume.doubt
+}
+
+impl Copy {
+    /// It is in that pool, whatever becomes of it.
+    pub fn is_at(&self, node: &str, pool: &str) -> bool {
+        self.node == node && self.pool == pool
+    }
+}
+
 /// Where a replica that is being made has its first data from: a copy in its own pool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Source {
@@ -159,6 +229,12 @@ pub struct Source {
 fn uuid(row: &SqliteRow, column: &str) -> Result<Uuid> {
     let text: String = row.try_get(column)?;
     Uuid::from_str(&text).map_err(|_| malformed(column, &text))
+}
+
+fn clone(row: &SqliteRow) -> Result<Option<CloneWish>> {
+    let text: Option<String> = row.try_get("clone")?;
+    let parsed = |text: String| serde_json::from_str(&text).map_err(|_| malformed("clone", &text));
+    text.map(parsed).transpose()
 }
 
 fn malformed(column: &str, text: &str) -> Error {
@@ -186,6 +262,8 @@ impl FromRow<'_, SqliteRow> for Snapshot {
             queued: row.try_get("queued")?,
             created: row.try_get("created")?,
             revision: row.try_get("revision")?,
+            clone: clone(row)?,
+            clone_made: row.try_get("clone_made")?,
             copies: BTreeMap::new(),
         })
     }
@@ -233,6 +311,12 @@ pub enum Which<'a> {
     On(&'a str),
     /// Asked for together.
     Batch(Uuid),
+    /// Made for a volume, and ready or failed.
+    Clones,
+    /// Ready, with copies that are not where the replicas are.
+    Uneven,
+    /// With a copy on the node, or in this pool of it.
+    At(&'a str, Option<&'a str>),
 }
 
 /// Snapshots in the order in which they were asked for.
@@ -243,6 +327,9 @@ pub async fn snapshots(conn: &mut SqliteConnection, which: Which<'_>) -> Result<
         Which::Of(volume) => sqlx::query_scalar(sql::SNAPSHOT_IDS_OF).bind(volume.to_string()),
         Which::Named(volume) => sqlx::query_scalar(sql::SNAPSHOT_IDS_NAMED).bind(volume),
         Which::On(node) => sqlx::query_scalar(sql::SNAPSHOT_IDS_ON).bind(node),
+        Which::Clones => sqlx::query_scalar(sql::SNAPSHOT_IDS_CLONES),
+        Which::Uneven => sqlx::query_scalar(sql::SNAPSHOT_IDS_UNEVEN),
+        Which::At(node, pool) => sqlx::query_scalar(sql::SNAPSHOT_IDS_AT).bind(node).bind(pool),
         Which::Batch(batch) => sqlx::query_scalar(sql::SNAPSHOT_IDS_BATCH).bind(batch.to_string()),
     };
     let ids: Vec<String> = query.fetch_all(&mut *conn).await?;
@@ -298,6 +385,15 @@ pub async fn users_of(conn: &mut SqliteConnection, snapshot: SnapshotId) -> Resu
         .bind(snapshot.to_string())
         .fetch_one(conn)
         .await
+}
+
+/// The volume a volume was made a copy of.
+pub async fn clone_of(conn: &mut SqliteConnection, volume: VolumeId) -> Result<Option<String>> {
+    Ok(sqlx::query_scalar::<_, Option<String>>(sql::CLONE_OF)
+        .bind(volume.to_string())
+        .fetch_optional(conn)
+        .await?
+        .flatten())
 }
 
 /// The snapshot a volume was made of.

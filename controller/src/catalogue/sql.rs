@@ -154,15 +154,33 @@ statements! {
 
     SNAPSHOT_IDS = "SELECT id FROM snapshots ORDER BY queued, id";
     SNAPSHOT_IDS_MOVING = "SELECT id FROM snapshots WHERE phase NOT IN ('ready', 'failed') \
-        UNION SELECT snapshot FROM snapshot_copies WHERE phase = 'deleting'";
+        UNION SELECT snapshot FROM snapshot_copies WHERE phase <> 'ready'";
+    /// Ready, and copies are not where the volume's replicas are: a replica in sync has none, or a place without a
+    /// replica has one.
+    SNAPSHOT_IDS_UNEVEN = "SELECT s.id FROM snapshots s JOIN replicas r ON r.volume = s.volume \
+        WHERE s.phase = 'ready' AND s.clone IS NULL AND r.phase = 'ready' AND r.in_sync = 1 AND r.leaving = 0 AND NOT EXISTS (\
+            SELECT 1 FROM snapshot_copies c WHERE c.snapshot = s.id AND c.node = r.node AND c.pool = r.pool \
+            AND c.phase = 'ready') \
+        UNION SELECT c.snapshot FROM snapshot_copies c JOIN snapshots s ON s.id = c.snapshot \
+        WHERE s.phase = 'ready' AND c.phase <> 'deleting' AND NOT EXISTS (\
+            SELECT 1 FROM replicas r WHERE r.volume = s.volume AND r.node = c.node AND r.pool = c.pool \
+            AND r.phase <> 'deleting')";
+    /// Of which a node or one of its pools has a copy; the second `?` is a pool, or NULL for all.
+    SNAPSHOT_IDS_AT = "SELECT DISTINCT snapshot FROM snapshot_copies WHERE node = ?1 AND (?2 IS NULL OR pool = ?2)";
     SNAPSHOT_IDS_OF = "SELECT id FROM snapshots WHERE volume = ?";
     SNAPSHOT_IDS_NAMED = "SELECT id FROM snapshots WHERE volume_name = ?";
     SNAPSHOT_IDS_ON = "SELECT snapshot FROM snapshot_copies WHERE node = ?1 \
         UNION SELECT s.id FROM snapshots s JOIN volumes v ON v.id = s.volume WHERE v.owner = ?1";
+    /// Made for a volume.
+    SNAPSHOT_IDS_CLONES = "SELECT id FROM snapshots WHERE clone IS NOT NULL AND phase IN ('ready', 'failed')";
+    SET_CLONE = "UPDATE snapshots SET clone = ? WHERE id = ?";
+    SET_CLONE_MADE = "UPDATE snapshots SET clone_made = 1 WHERE id = ?";
+    SET_CLONE_OF = "UPDATE volumes SET clone_of = ? WHERE id = ?";
+    CLONE_OF = "SELECT clone_of FROM volumes WHERE id = ?";
     SNAPSHOT_IDS_BATCH = "SELECT id FROM snapshots WHERE batch = ?";
     /// `?` is a JSON list of ids.
     SNAPSHOTS = "SELECT s.id, s.volume, s.volume_name, s.name, s.size, s.phase, s.reason, s.batch, s.go, s.queued, \
-        s.created, s.revision, (SELECT COUNT(*) FROM snapshots b WHERE b.batch = s.batch) AS batch_size \
+        s.created, s.revision, s.clone, s.clone_made, (SELECT COUNT(*) FROM snapshots b WHERE b.batch = s.batch) AS batch_size \
         FROM snapshots s WHERE s.id IN (SELECT value FROM json_each(?)) ORDER BY s.queued, s.id";
     /// `?` is a JSON list of ids.
     SNAPSHOT_COPIES = "SELECT snapshot, replica, node, pool, phase FROM snapshot_copies \
@@ -173,7 +191,8 @@ statements! {
         VALUES (?, ?, ?, ?, 'creating')";
     UPDATE_SNAPSHOT = "UPDATE snapshots SET phase = ?, reason = ?, revision = ? WHERE id = ?";
     /// After a restore: what was being made may have become ready since, and is not made again in its place.
-    KEEP_SNAPSHOT_COPIES = "UPDATE snapshot_copies SET phase = 'ready' WHERE phase = 'creating'";
+    KEEP_SNAPSHOT_COPIES = "UPDATE snapshot_copies SET phase = 'ready' WHERE phase = 'creating' \
+        AND snapshot IN (SELECT id FROM snapshots WHERE phase IN ('creating', 'taken'))";
     FAIL_SNAPSHOTS = "UPDATE snapshots SET phase = 'failed', reason = ?, revision = ? \
         WHERE phase IN ('creating', 'taken')";
     SNAPSHOTS_GO = "UPDATE snapshots SET go = 1, revision = ? WHERE batch = ?";

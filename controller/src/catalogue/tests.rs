@@ -18,6 +18,8 @@ use super::command::*;
 use super::row::{ReplicaPhase, VolumePhase};
 use super::*;
 
+mod clones;
+mod copies;
 mod dump;
 mod forced;
 mod objects;

@@ -6,6 +6,7 @@
 //! here is remembered that a new leader could not find out again.
 
 mod changes;
+mod clones;
 mod decide;
 mod doubts;
 pub mod emptying;
@@ -17,7 +18,7 @@ mod snapshots;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ use crate::catalogue::snapshot;
 use crate::cluster::{Cluster, Look, Trouble};
 use crate::observed::Observations;
 use crate::plan;
+use clones::Clones;
 use healing::Healing;
 use mended::Mended;
 use snapshots::Batches;
@@ -42,6 +44,8 @@ const TICK: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(2);
 /// Proposals of one pass; the rest comes with the next.
 const BATCH: usize = 256;
+/// Between looks at which snapshots lack copies: that goes through all there are.
+const EVEN_OUT: Duration = Duration::from_secs(1);
 
 /// Runs as long as the Raft node does; works while it leads.
 pub async fn run(cluster: Arc<Cluster>) {
@@ -59,6 +63,8 @@ async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
     let (mut applied, mut reports) = (cluster.raft.applied(), cluster.observed.changes());
     let (mut healing, mut batches) = (Healing::default(), Batches::default());
     let mut mended = Mended::default();
+    let mut evened: Option<Instant> = None;
+    let mut clones = Clones::default();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -71,6 +77,17 @@ async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
                 propose(cluster, actions).await;
             }
             Err(error) => tracing::error!(error = %error, "looking for work failed"),
+        }
+        match clones.tend(cluster).await {
+            Ok(()) | Err(Trouble::NotLeader) => {}
+            Err(error) => tracing::error!(error = %error, "looking for clones failed"),
+        }
+        if evened.is_none_or(|at| at.elapsed() >= EVEN_OUT) {
+            evened = Some(Instant::now());
+            match even_out(cluster).await {
+                Ok(actions) => propose(cluster, actions).await,
+                Err(error) => tracing::error!(error = %error, "looking for copies of snapshots failed"),
+            }
         }
         let ended = tokio::select! {
             lost = leadership.wait_for(|view| !view.is_self) => { drop(lost); true }
@@ -133,6 +150,20 @@ async fn actions(
     }
     actions.truncate(BATCH);
     actions.extend(doubts(&mut look, &nodes, &seen).await?);
+    Ok(actions)
+}
+
+/// Copies of snapshots that are to be made anew, or to go.
+async fn even_out(cluster: &Cluster) -> Result<Vec<Action>, Trouble> {
+    let mut look = cluster.look_local().await?;
+    let uneven = snapshot::snapshots(look.rows(), snapshot::Which::Uneven).await?;
+    let ids: BTreeSet<String> = uneven.iter().map(|one| one.volume.to_string()).collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let volumes = load::volumes(look.rows(), &ids.into_iter().collect::<Vec<_>>()).await?;
+    let mut actions = snapshots::even_out(&uneven, &volumes, &look.seen);
+    actions.truncate(BATCH);
     Ok(actions)
 }
 

@@ -1,11 +1,12 @@
 //! Snapshots on their way: several at once go on when all their engines hold writes, one that takes too long is given
-//! up, copies that are gone are struck off.
+//! up, copies that are gone are struck off. Those that are ready: copies are made anew where replicas have none, and go
+//! where there is no replica any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use stor_proto::satellite::SnapshotCopyState;
-use stor_replication::ids::VolumeId;
+use stor_proto::satellite::{SnapshotCopyState, SnapshotCopyStatus};
+use stor_replication::ids::{ReplicaId, SnapshotId, VolumeId};
 use uuid::Uuid;
 
 use crate::catalogue::Action;
@@ -37,11 +38,12 @@ impl Batches {
         now: Instant,
     ) -> Vec<Action> {
         let mut batches: BTreeMap<Uuid, Vec<&Snapshot>> = BTreeMap::new();
-        for one in moved.iter().filter(|one| one.is_live()) {
+        let under_way = |one: &&Snapshot| one.is_live() && one.phase != SnapshotPhase::Ready;
+        for one in moved.iter().filter(under_way) {
             batches.entry(one.batch).or_default().push(one);
         }
         self.since.retain(|batch, _| batches.contains_key(batch));
-        let mut actions = gone(moved, seen);
+        let mut actions = observed(moved, seen);
         for (batch, all) in batches {
             let since = *self.since.entry(batch).or_insert(now);
             if now.saturating_duration_since(since) >= PATIENCE {
@@ -81,26 +83,74 @@ fn why(all: &[&Snapshot], attached: &[Volume], seen: &Observations) -> String {
     }
 }
 
-/// Copies that were to be removed and are gone; one command per node.
-fn gone(moved: &[Snapshot], seen: &Observations) -> Vec<Action> {
-    let mut by_node: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+/// Copies that were to be removed and are gone, or were to be made anew and are there; one command per node.
+fn observed(moved: &[Snapshot], seen: &Observations) -> Vec<Action> {
+    type Copies = Vec<(SnapshotId, ReplicaId)>;
+    let mut by_node: BTreeMap<&str, (Copies, Copies)> = BTreeMap::new();
     for one in moved {
-        for (replica, copy) in one
-            .copies
-            .iter()
-            .filter(|(_, copy)| copy.phase == CopyPhase::Deleting)
-        {
-            let report = seen.copy(&copy.node, one.id, *replica);
-            if report.is_some_and(|report| report.state() == SnapshotCopyState::Deleted) {
-                by_node.entry(&copy.node).or_default().push((one.id, *replica));
+        for (replica, copy) in &one.copies {
+            let told = seen
+                .copy(&copy.node, one.id, *replica)
+                .map(SnapshotCopyStatus::state);
+            let (gone, made) = by_node.entry(&copy.node).or_default();
+            match (copy.phase, told) {
+                (CopyPhase::Deleting, Some(SnapshotCopyState::Deleted)) => gone.push((one.id, *replica)),
+                // While it is being made for the first time, that is for its engine to say.
+                (CopyPhase::Creating, Some(SnapshotCopyState::There))
+                    if one.phase == SnapshotPhase::Ready =>
+                {
+                    made.push((one.id, *replica));
+                }
+                _ => {}
             }
         }
     }
-    let observed = |(node, gone): (&str, Vec<_>)| Action::CopiesObserved {
+    by_node.retain(|_, (gone, made)| !gone.is_empty() || !made.is_empty());
+    let observed = |(node, (gone, made)): (&str, (Copies, Copies))| Action::CopiesObserved {
         node: node.to_owned(),
         gone,
+        made,
     };
     by_node.into_iter().map(observed).collect()
+}
+
+/// What is to be done so that every replica of a volume has its copy of each snapshot, and nobody else: of each
+/// volume one in a pool at a time, the oldest first. `uneven`: ready, in the order in which they were asked for.
+//= docs/replication.md#S6
+pub(super) fn even_out(uneven: &[Snapshot], volumes: &[Volume], seen: &Observations) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let mut busy: BTreeSet<(VolumeId, &str, &str)> = uneven
+        .iter()
+        .flat_map(|one| one.copies.values().map(move |copy| (one.volume, copy)))
+        .filter(|(_, copy)| copy.phase == CopyPhase::Creating)
+        .map(|(volume, copy)| (volume, copy.node.as_str(), copy.pool.as_str()))
+        .collect();
+    for one in uneven {
+        let Some(volume) = volumes.iter().find(|volume| volume.row.volume == one.volume) else {
+            continue;
+        };
+        for (replica, member) in &volume.row.replicas {
+            let pool = volume.places.get(replica).map_or("", |place| place.pool.as_str());
+            if seen.online(&member.node)
+                && one.lacks(volume, *replica)
+                && busy.insert((one.volume, member.node.as_str(), pool))
+            {
+                actions.push(Action::RecopySnapshot {
+                    snapshot: one.id,
+                    replica: *replica,
+                });
+            }
+        }
+        let left_over = one
+            .copies
+            .iter()
+            .filter(|(_, copy)| copy.phase != CopyPhase::Deleting && one.is_left_over(volume, copy));
+        actions.extend(left_over.map(|(replica, _)| Action::DropCopy {
+            snapshot: one.id,
+            replica: *replica,
+        }));
+    }
+    actions
 }
 
 #[cfg(test)]

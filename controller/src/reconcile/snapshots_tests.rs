@@ -35,6 +35,8 @@ fn snapshot(n: u128, phase: SnapshotPhase) -> Snapshot {
         queued: 5,
         created: String::new(),
         revision: 5,
+        clone: None,
+        clone_made: false,
         copies: BTreeMap::from([(ReplicaId(0), copy)]),
     }
 }
@@ -162,6 +164,7 @@ fn copies_that_are_gone_are_struck_off() {
     let gone = Action::CopiesObserved {
         node: "s1".into(),
         gone: vec![(one.id, ReplicaId(0))],
+        made: Vec::new(),
     };
     assert_eq!(decide(&one), [gone]);
 }

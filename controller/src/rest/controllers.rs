@@ -14,6 +14,7 @@ use super::answer::{Answer, cut, done, plan};
 use super::extract::{At, List, Manner, Nothing, Params};
 use super::problem::Failure;
 use crate::catalogue::load::{self, Which};
+use crate::catalogue::snapshot;
 use crate::cluster::Cluster;
 use crate::session::http;
 use crate::show;
@@ -156,6 +157,7 @@ pub(super) async fn status(State(cluster): State<Arc<Cluster>>, _: Params<Nothin
     let rows = load::volumes_which(look.rows(), Which::All).await?;
     let history = load::history(look.rows()).await?;
     let left = load::tombstones(look.rows(), None).await?;
+    let snapshots = snapshot::snapshots(look.rows(), snapshot::Which::All).await?;
     let seen = &look.seen;
     let status = show::status(show::Facts {
         cluster_id,
@@ -168,6 +170,7 @@ pub(super) async fn status(State(cluster): State<Arc<Cluster>>, _: Params<Nothin
             .iter()
             .map(|row| show::tombstone(row, seen))
             .collect::<Vec<_>>(),
+        snapshots: &snapshots,
         seen,
         node_rows: &nodes,
         history,

@@ -12,6 +12,7 @@ use super::extract::{At, Manner, Params};
 use super::nodes::show_node;
 use super::problem::Failure;
 use crate::catalogue::command::Leaving;
+use crate::catalogue::snapshot::{self, Which};
 use crate::catalogue::{Action, load};
 use crate::cluster::Cluster;
 use crate::reconcile::{self, emptying};
@@ -60,7 +61,15 @@ async fn empty(cluster: &Cluster, name: String, manner: Manner, how: Leaving) ->
             lost,
         }];
         let steps = reconcile::plan_emptying(&mut look, &empty).await?;
-        return Ok(plan(steps.iter().map(told).collect(), Vec::new()));
+        let mut steps: Vec<String> = steps.iter().map(told).collect();
+        let held = snapshot::snapshots(look.rows(), Which::At(&name, None)).await?;
+        steps.extend(held.iter().map(|one| {
+            let title = one.title();
+            format!(
+                "remove the copy of snapshot {title} on {name} when every replica of its volume has its own"
+            )
+        }));
+        return Ok(plan(steps, Vec::new()));
     }
     let action = Action::EmptyNode {
         name: name.clone(),

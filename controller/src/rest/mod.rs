@@ -15,6 +15,7 @@ mod attachments;
 mod backup;
 mod behind;
 mod classes;
+mod clones;
 mod controllers;
 mod deletion;
 mod emptying;
@@ -32,6 +33,8 @@ mod snapshots;
 mod tests;
 mod volumes;
 mod watch;
+
+pub(crate) use clones::{NotDrafted, draft_clone};
 
 use std::sync::Arc;
 
@@ -97,6 +100,7 @@ fn documented() -> OpenApiRouter<Arc<Cluster>> {
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(snapshots::restore))
+        .routes(routes!(clones::create))
         .routes(routes!(snapshots::rollback))
         .routes(routes!(behind::adopt))
         .routes(routes!(behind::catalogue))

@@ -84,6 +84,20 @@ impl Failure {
         self
     }
 
+    /// Whoever asked can't help it.
+    pub(super) fn is_ours(&self) -> bool {
+        self.outcome.is_some() || self.problem.status >= 500
+    }
+
+    /// What and why, in words.
+    pub(super) fn words(&self) -> String {
+        let Problem { title, detail, .. } = self.problem.as_ref();
+        if detail.is_empty() {
+            return title.clone();
+        }
+        format!("{title}: {detail}")
+    }
+
     pub(super) fn code(&self) -> &str {
         self.problem.code()
     }

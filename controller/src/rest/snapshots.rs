@@ -78,7 +78,7 @@ pub(super) async fn get(
     show_one(&cluster, &volume, &name, StatusCode::OK).await
 }
 
-async fn show_one(cluster: &Cluster, volume: &str, name: &str, status: StatusCode) -> Answer {
+pub(super) async fn show_one(cluster: &Cluster, volume: &str, name: &str, status: StatusCode) -> Answer {
     let mut look = cluster.look().await?;
     let row = need_snapshot(&mut look, volume, name).await?;
     let items = shown(&mut look, std::slice::from_ref(&row)).await?;
@@ -223,7 +223,11 @@ pub(super) async fn restore(
 
 /// The volume as it would be made now: first where copies are, whose blocks it shares; more replicas where the planner
 /// puts them, which get everything from the first.
-async fn draft(look: &mut Look, row: &snapshot::Snapshot, spec: &RestoreSpec) -> Result<Restore, Failure> {
+pub(super) async fn draft(
+    look: &mut Look,
+    row: &snapshot::Snapshot,
+    spec: &RestoreSpec,
+) -> Result<Restore, Failure> {
     let mut new = NewVolume {
         id: VolumeId(Uuid::now_v7()),
         name: spec.name.clone(),

@@ -3,11 +3,12 @@
 use sqlx::SqliteConnection;
 use stor_proto::satellite as proto;
 use stor_replication::catalogue::{MemberState, VolumeRow};
+use stor_replication::ids::ReplicaId;
 
 use super::wire::{self, Addresses};
 use crate::catalogue::load::{self, Which};
 use crate::catalogue::row::{PoolOn, ReplicaPhase, Signer, Tombstone, Volume};
-use crate::catalogue::snapshot::{self, CopyPhase, Snapshot, SnapshotPhase, Source};
+use crate::catalogue::snapshot::{self, Copy, CopyPhase, Snapshot, SnapshotPhase, Source};
 use crate::rights::Issuer;
 
 /// Loads the desired state of a node, with its rights; `None` when the node is not registered.
@@ -28,6 +29,7 @@ pub async fn load(
     let snapshots = snapshot::snapshots(conn, snapshot::Which::On(node)).await?;
     let sources = snapshot::sources_on(conn, node).await?;
     add_snapshots(&mut desired, node, &snapshots, &sources);
+    add_recopies(&mut desired, &snapshots, (node, &addresses), issuer);
     desired.keys = load::signers(conn).await?.iter().map(key).collect();
     for volume in &volumes {
         let id = volume.row.volume.to_string();
@@ -61,6 +63,7 @@ fn add_snapshots(desired: &mut proto::Desired, node: &str, snapshots: &[Snapshot
                 pool: copy.pool.clone(),
                 may_make: making && copy.phase == CopyPhase::Creating,
                 delete: copy.phase == CopyPhase::Deleting,
+                recopy: None,
             });
         }
         let id = one.volume.to_string();
@@ -88,6 +91,39 @@ fn add_snapshots(desired: &mut proto::Desired, node: &str, snapshots: &[Snapshot
                 snapshot_id: source.snapshot.to_string(),
                 replica: source.replica.0,
             });
+        }
+    }
+}
+
+/// Of what, and with what right, copies on the node are made anew.
+fn add_recopies(
+    desired: &mut proto::Desired,
+    snapshots: &[Snapshot],
+    (node, addresses): (&str, &Addresses),
+    issuer: Issuer<'_>,
+) {
+    for one in snapshots.iter().filter(|one| one.phase == SnapshotPhase::Ready) {
+        let id = one.id.to_string();
+        let new = |(_, copy): &(&ReplicaId, &Copy)| copy.node == node && copy.phase == CopyPhase::Creating;
+        for (replica, _) in one.copies.iter().filter(new) {
+            let kept = one
+                .copies
+                .iter()
+                .filter(|(_, copy)| copy.phase == CopyPhase::Ready);
+            let sources = kept.filter_map(|(replica, copy)| {
+                let address = addresses.get(&copy.node)?.clone();
+                let replica = replica.0;
+                Some(proto::CopySource { replica, address })
+            });
+            let recopy = proto::Recopy {
+                size_bytes: one.size,
+                sources: sources.collect(),
+                right: issuer.copy_right(one.id).bytes().to_vec(),
+            };
+            let mut told = desired.snapshots.iter_mut();
+            if let Some(told) = told.find(|told| told.snapshot_id == id && told.replica == replica.0) {
+                told.recopy = Some(recopy);
+            }
         }
     }
 }

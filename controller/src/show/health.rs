@@ -14,6 +14,7 @@ use super::history;
 use super::volume::{LAST, REPLACE};
 use crate::catalogue::command::Purpose;
 use crate::catalogue::row;
+use crate::catalogue::snapshot::Snapshot;
 use crate::observed::Observations;
 
 /// Fill levels, in percent, from which a pool is reported; from the last on, nothing new is placed there.
@@ -38,6 +39,8 @@ pub struct Facts<'a> {
     pub volumes: &'a [Volume],
     /// What is left of deleted volumes.
     pub tombstones: &'a [Tombstone],
+    /// Snapshots as they are stored.
+    pub snapshots: &'a [Snapshot],
     /// What satellites report.
     pub seen: &'a Observations,
     /// Nodes as they are stored.
@@ -54,6 +57,7 @@ pub fn status(facts: Facts<'_>) -> Status {
     checks.extend(volumes(facts.volumes));
     checks.extend(history::checks(&facts));
     checks.extend(left_behind(facts.tombstones));
+    checks.extend(super::snapshot::checks(facts.snapshots, facts.rows, facts.seen));
     let mut checks = folded(checks);
     checks.sort_by(|a, b| {
         b.severity

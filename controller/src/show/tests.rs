@@ -235,6 +235,7 @@ fn status(row: &row::Volume, seen: &Observations, controllers: Vec<Controller>) 
         rows: std::slice::from_ref(row),
         volumes: &[super::volume(row, seen)],
         tombstones: &[],
+        snapshots: &[],
         seen,
         node_rows: &[],
         history: None,

@@ -93,8 +93,9 @@ pub fn zero(fd: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// See [`Reactor::discard`](crate::Reactor::discard).
-pub(crate) fn free(fd: BorrowedFd<'_>, offset: u64, len: u64, chunk: u64) -> io::Result<()> {
+/// Gives a range back, where a device takes discards in chunks of `chunk` bytes; the rest of it is overwritten with
+/// zeroes. See [`Reactor::discard`](crate::Reactor::discard).
+pub fn free(fd: BorrowedFd<'_>, offset: u64, len: u64, chunk: u64) -> io::Result<()> {
     let end = offset
         .checked_add(len)
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;

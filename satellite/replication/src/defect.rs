@@ -164,6 +164,9 @@ mod list {
         SnapshotOldAnswer "S4" "what a member answered to an earlier attempt counts";
         SnapshotGateStays "S5" "writes are held until a snapshot is made, however long";
         SnapshotLate "S5" "a copy that was made after writes went on counts";
+        RecopyUnflushed "S6" "a copy made anew counts before it is durable";
+        RecopyBelieves "S6" "what is there of a copy made anew is not compared with the one it is made of";
+        RecopyHoles "S6" "what is a hole in the other copy stays what it was";
         HoleTooLong "G1" "what only begins as a hole is sent as one";
         LeavesAtOnce "G2" "a member leaves though one that stays is not there or not right";
         TooSmallJoins "G3" "a replica smaller than the volume is brought up to date";

@@ -3,7 +3,7 @@
 //! Two state machines, [`replica`] (one copy) and [`engine`] (the one writer), the pure decisions of the
 //! [`catalogue`], and the formats of the [`wire`] and of the [`disk`]. No I/O, no clock, no async
 //! runtime: `step(now, event, &mut commands)`; a shell executes the commands. The simulation and the
-//! daemons run this same code. The rules (R1 to R16, S1 to S5) are in `docs/replication.md`.
+//! daemons run this same code. The rules (R1 to R16, S1 to S7) are in `docs/replication.md`.
 
 #[macro_use]
 pub mod defect;
@@ -17,6 +17,7 @@ pub mod extents;
 pub mod ids;
 pub mod info;
 pub mod range;
+pub mod recopy;
 pub mod replica;
 pub mod right;
 pub mod time;

@@ -115,6 +115,14 @@ codes!(
         /// Make a copy of all that is held now, as the snapshot of that id, in place of any of an earlier attempt;
         /// durable when answered (S2). Payload: the snapshot's id.
         Snapshot = 15,
+        /// From another satellite: read a copy of a snapshot on this connection, and nothing else (S6). Payload: the
+        /// snapshot's id and the signed right to it; no promise is asked for and none is disturbed. The answer's
+        /// `offset` is the copy's size.
+        OpenCopy = 24,
+        /// Digests of the blocks of `length` bytes at `offset` of that copy, [`DIGEST`] bytes each; zeroes for a block of zeroes.
+        CopyDigests = 25,
+        /// Read `length` bytes at `offset` of that copy.
+        CopyRead = 26,
     }
 );
 
@@ -387,7 +395,7 @@ impl Framed {
         };
         match (header.kind, header.is_reply()) {
             (Kind::Write, false) => self.payload == header.length && header.status == Status::Ok,
-            (Kind::Read, true) => self.payload == data,
+            (Kind::Read | Kind::CopyRead, true) => self.payload == data,
             (Kind::Extents, true) => self.payload as usize <= MAX_EXTENTS * EXTENT,
             (
                 Kind::Write
@@ -400,15 +408,25 @@ impl Framed {
                 | Kind::StoreView
                 | Kind::PutMap
                 | Kind::MaySnapshot
-                | Kind::Snapshot,
+                | Kind::Snapshot
+                | Kind::OpenCopy,
                 true,
             )
-            | (Kind::Read | Kind::Extents | Kind::Zero | Kind::Flush | Kind::Ping | Kind::Close, false) => {
-                self.payload == 0
-            }
+            | (
+                Kind::Read
+                | Kind::Extents
+                | Kind::Zero
+                | Kind::Flush
+                | Kind::Ping
+                | Kind::Close
+                | Kind::CopyDigests
+                | Kind::CopyRead,
+                false,
+            ) => self.payload == 0,
             (Kind::Open, false) => self.payload <= MAX_RIGHT,
+            (Kind::OpenCopy, false) => (SNAPSHOT_ID..=SNAPSHOT_ID + MAX_RIGHT).contains(&self.payload),
             (Kind::MaySnapshot | Kind::Snapshot, false) => self.payload == SNAPSHOT_ID,
-            (Kind::Open | Kind::GetMap, true)
+            (Kind::Open | Kind::GetMap | Kind::CopyDigests, true)
             | (Kind::GetMap | Kind::StoreView | Kind::Clean | Kind::ClearMap | Kind::PutMap, false) => {
                 self.payload <= MAX_CONTROL
             }
@@ -421,6 +439,9 @@ pub const DIRTY_MAP: u32 = u32::MAX;
 
 /// Bytes of a snapshot's id.
 pub const SNAPSHOT_ID: u32 = 16;
+
+/// Bytes of a block's digest.
+pub const DIGEST: usize = 32;
 
 /// Largest right in an Open.
 pub const MAX_RIGHT: u32 = 512;

@@ -13,8 +13,10 @@ use stor_device::extent_map::{self, Space};
 use stor_device::file;
 use stor_proto::satellite as proto;
 use stor_replication::ids::{ReplicaId, SnapshotId, VolumeId};
+use stor_right::SignedRight;
 
 use super::row::{self, RowError};
+use crate::failure;
 use crate::pool::replica::ReplicaFiles;
 use crate::replicas::snapshot;
 
@@ -26,6 +28,8 @@ pub type CopyKey = (VolumeId, SnapshotId, ReplicaId);
 pub enum CopyWish {
     /// An engine may have it made.
     Make,
+    /// It is made anew, of another one.
+    Recopy,
     /// It is there and stays.
     Keep,
     /// Remove it.
@@ -39,6 +43,19 @@ pub struct WantedCopy {
     pub pool: String,
     /// What should become of it.
     pub wish: CopyWish,
+    /// Of what, for [`CopyWish::Recopy`].
+    pub recopy: Option<Recopied>,
+}
+
+/// What a copy is made anew of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recopied {
+    /// Bytes of the snapshot.
+    pub size: u64,
+    /// By the replicas that have one: `host:port` of their nodes' replica servers.
+    pub sources: Vec<(ReplicaId, String)>,
+    /// To read them.
+    pub right: SignedRight,
 }
 
 /// Where a replica's first data come from.
@@ -70,13 +87,24 @@ pub fn wanted(from: proto::SnapshotCopy) -> Result<(CopyKey, WantedCopy), RowErr
         row::snapshot_id(&from.snapshot_id)?,
         ReplicaId(from.replica),
     );
+    let recopy = from.recopy.map(recopied).transpose()?;
     let wish = match (from.delete, from.may_make) {
         (true, _) => CopyWish::Delete,
         (false, true) => CopyWish::Make,
+        (false, false) if recopy.is_some() => CopyWish::Recopy,
         (false, false) => CopyWish::Keep,
     };
     let pool = from.pool;
-    Ok((key, WantedCopy { pool, wish }))
+    Ok((key, WantedCopy { pool, wish, recopy }))
+}
+
+fn recopied(from: proto::Recopy) -> Result<Recopied, RowError> {
+    let source = |source: proto::CopySource| (ReplicaId(source.replica), source.address);
+    Ok(Recopied {
+        size: row::size(from.size_bytes)?,
+        sources: from.sources.into_iter().map(source).collect(),
+        right: SignedRight::new(from.right),
+    })
 }
 
 /// Reads where a replica's first data come from.
@@ -110,7 +138,7 @@ impl Copies {
             .map(|(key, wish)| {
                 let done = match wish {
                     CopyWish::Delete => delete(pool, *key).map(|()| Found::Deleted),
-                    CopyWish::Make | CopyWish::Keep => self.measure(pool, *key),
+                    CopyWish::Make | CopyWish::Recopy | CopyWish::Keep => self.measure(pool, *key),
                 };
                 let (volume, snapshot, replica) = key;
                 let told = |error: io::Error| {
@@ -147,7 +175,9 @@ fn data(pool: &Path, (volume, _, replica): CopyKey) -> std::path::PathBuf {
 /// Removes a copy, and the volume's directory with the last of what was in it. Doing it again is the same.
 fn delete(pool: &Path, key: CopyKey) -> io::Result<()> {
     let copy = snapshot::path_of(&data(pool, key), key.1, key.2);
+    failure::point("copy-to-go");
     snapshot::remove(&copy)?;
+    failure::point("copy-removed");
     snapshot::remove(&snapshot::unfinished(&copy))?;
     let directory = copy.parent().unwrap_or(pool);
     match fs::remove_dir(directory) {

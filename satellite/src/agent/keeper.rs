@@ -70,11 +70,13 @@ pub struct Keeper {
     pool: Option<Box<dyn Backing>>,
     lvm: Lvm,
     copies: Copies,
-    checked: Option<(Instant, Vec<Orphan>)>,
+    checked: Option<(Instant, Wanted, Vec<Orphan>)>,
 }
 
 /// Between looks for what belongs to nothing: they go through every directory of the pool.
 const CHECK: Duration = Duration::from_secs(10);
+/// The same when something else belongs to something now.
+const CHECK_CHANGED: Duration = Duration::from_secs(1);
 
 /// What a look is about.
 #[derive(Debug, Default)]
@@ -181,8 +183,8 @@ impl Keeper {
             return None;
         };
         if task.remove.is_empty()
-            && let Some((at, found)) = &self.checked
-            && at.elapsed() < CHECK
+            && let Some((at, of, found)) = &self.checked
+            && at.elapsed() < if of == wanted { CHECK } else { CHECK_CHANGED }
         {
             return Some(found.clone());
         }
@@ -190,7 +192,7 @@ impl Keeper {
         let found = removed.and_then(|()| orphans::find(room, wanted));
         match found {
             Ok(found) => {
-                self.checked = Some((Instant::now(), found.clone()));
+                self.checked = Some((Instant::now(), wanted.clone(), found.clone()));
                 Some(found)
             }
             Err(error) => {
@@ -215,22 +217,29 @@ impl Keeper {
         Some(unknown.map(|key| (key, pool.superblock(key))).collect())
     }
 
-    /// Gives the directory back.
-    pub fn retire(&mut self) {
-        let Some(pool) = self.pool.take() else {
-            return;
+    /// Gives the pool back, or goes on with that where it was cut short.
+    pub fn retire(&mut self, spec: &PoolSpec, opener: &Opener) -> Result<(), String> {
+        let pool = match self.pool.take() {
+            Some(pool) => pool,
+            None => match backing::open(spec, &self.lvm, opener) {
+                Ok(pool) => pool,
+                Err(error) => {
+                    tracing::debug!(path = %spec.path.display(), %error, "a pool that goes can't be opened");
+                    return backing::give_up_rest(spec, &self.lvm, opener, error)
+                        .map_err(|error| error.to_string());
+                }
+            },
         };
         let path = pool.path().to_owned();
         match pool.retire() {
             Ok(true) => tracing::info!(path = %path.display(), "pool given up"),
             Ok(false) => tracing::warn!(
                 path = %path.display(),
-                "the pool is no more desired but volumes are left in its directory; nothing was removed"
+                "the pool is no more desired but volumes are left in it; nothing was removed"
             ),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the pool could not be given up in order");
-            }
+            Err(error) => return Err(error.to_string()),
         }
+        Ok(())
     }
 }
 

@@ -15,6 +15,8 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::durable::{self, ReplaceError, Unreadable};
+use crate::pool::lvm::{Device, Thin};
+use crate::pool::{Kind, PoolSpec};
 
 /// The newest version this program reads.
 const VERSION: u32 = 1;
@@ -26,6 +28,41 @@ pub struct KnownPool {
     pub path: PathBuf,
     /// Id of its marker.
     pub id: Uuid,
+    /// It is an LVM thin pool, and the path is `/dev/VG/POOL`.
+    #[serde(default)]
+    pub thin: bool,
+    /// Disks that were given to Stor to make it of.
+    #[serde(default)]
+    pub disks: Vec<String>,
+}
+
+impl KnownPool {
+    /// As it is to be opened to be given up; `None` if the path is none.
+    pub fn leaving(&self, name: &str) -> Option<PoolSpec> {
+        let kind = if self.thin {
+            let mut words = self.path.strip_prefix("/dev").ok()?.iter();
+            let mut word = || words.next().and_then(|word| word.to_str()).map(str::to_owned);
+            let device = |path: &String| Device {
+                path: path.clone(),
+                ..Device::default()
+            };
+            Kind::Thin(Thin {
+                group: word()?,
+                pool: word()?,
+                devices: self.disks.iter().map(device).collect(),
+                make: false,
+                adopt: false,
+                wipe: false,
+            })
+        } else {
+            Kind::File
+        };
+        Some(PoolSpec {
+            name: name.to_owned(),
+            path: self.path.clone(),
+            kind,
+        })
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

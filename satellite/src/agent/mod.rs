@@ -7,6 +7,7 @@
 
 pub mod ask;
 pub mod copies;
+mod copy_client;
 pub mod desired;
 pub mod dial;
 pub mod durable;
@@ -14,7 +15,9 @@ pub mod history;
 pub mod keeper;
 mod kept;
 pub mod known;
+mod new_copy;
 mod node;
+pub mod recopies;
 pub mod row;
 pub mod session;
 pub mod state_dir;
@@ -119,6 +122,7 @@ pub enum AgentError {
 /// Runs an agent until `ending` says how it ends.
 /// Not cancel-safe: what it has begun is left as by a kill.
 pub async fn run(options: Options, ending: watch::Receiver<Option<Ending>>) -> Result<(), AgentError> {
+    crate::failure::arm(&options.node);
     let state = StateDir::open(&options.state_dir, &options.node)?;
     let paths = state.paths().clone();
     let store = Store::load(&paths.desired())?;

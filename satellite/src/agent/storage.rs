@@ -5,7 +5,6 @@
 //! replicas; the replica server, told here what to serve, makes and opens the files.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::Duration;
 
 use stor_proto::satellite as proto;
@@ -18,6 +17,8 @@ use super::copies::{CopyKey, CopyWish, Found, WantedCopy};
 use super::desired::{Desired, WantedReplica, Wish};
 use super::keeper::{Keeper, PoolReport, Search, Task, Work};
 use super::known::{Known, KnownChange, KnownError, KnownPool};
+use super::recopies::{self, Recopies, Stage};
+use crate::pool::backing::Room;
 use crate::pool::orphans::{Orphan, Wanted};
 use crate::pool::{Kind, Opener, PoolSpec};
 use crate::replicas::{About, ReplicaReport, ReplicaSpec, ReplicaState, Server};
@@ -51,8 +52,8 @@ pub struct Done {
 #[derive(Debug)]
 enum Outcome {
     Looked(Result<Box<PoolReport>, String>, Option<Search>),
-    /// The pool was given back.
-    Retired,
+    /// The pool was given back, or why not yet.
+    Retired(Result<(), String>),
 }
 
 #[derive(Debug)]
@@ -83,6 +84,8 @@ pub struct Storage {
     specs: BTreeMap<Key, ReplicaSpec>,
     reports: Vec<ReplicaReport>,
     deleted: BTreeSet<Key>,
+    /// Copies of snapshots that are made anew.
+    recopies: Recopies,
     done: mpsc::Sender<Done>,
     boot: String,
 }
@@ -105,6 +108,7 @@ impl Storage {
             specs: BTreeMap::new(),
             reports: Vec::new(),
             deleted: BTreeSet::new(),
+            recopies: Recopies::default(),
             done,
             boot: boot.to_owned(),
         }
@@ -131,11 +135,49 @@ impl Storage {
             slot.leaving = false;
             slot.spec = spec.clone();
         }
+        self.resume_leaving();
         for (name, slot) in &mut self.pools {
             slot.leaving = !desired.pools.contains_key(name);
         }
         self.serve();
+        self.tend_recopies();
         self.start_all();
+    }
+
+    /// Pools that were to be given up when this process, or the one before it, ended; or that went while this node was
+    /// away. A catalogue that does not know all says nothing of that.
+    fn resume_leaving(&mut self) {
+        if self.desired.keep {
+            return;
+        }
+        for (name, known) in self.known.pools() {
+            if !self.desired.pools.contains_key(name)
+                && !self.pools.contains_key(name)
+                && let Some(spec) = known.leaving(name)
+            {
+                self.pools.insert(name.clone(), Slot::new(spec));
+            }
+        }
+    }
+
+    /// The pools that are open.
+    fn rooms(&self) -> BTreeMap<String, Room> {
+        let open = |(name, slot): (&String, &Slot)| {
+            let report = slot.last.as_ref()?.as_ref().ok()?;
+            (!slot.leaving).then(|| (name.clone(), report.room.clone()))
+        };
+        self.pools.iter().filter_map(open).collect()
+    }
+
+    /// Goes on with copies of snapshots that are made anew, and has others' read. Whether there is something to tell.
+    fn tend_recopies(&mut self) -> bool {
+        let rooms = self.rooms();
+        let news = self.recopies.tend(&self.desired, &rooms);
+        if news {
+            // What is there now is found by a look.
+            self.start_all();
+        }
+        news
     }
 
     /// Takes from the server's list what is no more to be served, once the server has shown that it has it:
@@ -204,8 +246,7 @@ impl Storage {
             .then(|| self.desired.replicas.keys().copied().collect());
         tokio::task::spawn_blocking(move || {
             let outcome = if leaving {
-                keeper.retire();
-                Outcome::Retired
+                Outcome::Retired(keeper.retire(&spec, &opener))
             } else {
                 let looked = keeper.look(&spec, &boot, &opener, &task).map(Box::new);
                 let search = known.and_then(|known| keeper.search(&known));
@@ -273,7 +314,9 @@ impl Storage {
             .copies
             .iter()
             .filter(|(_, copy)| copy.pool == pool)
-            .filter(|(key, copy)| copy.wish != CopyWish::Delete || !makes(key))
+            .filter(|(key, copy)| {
+                copy.wish != CopyWish::Delete || !(makes(key) || self.recopies.is_running(key))
+            })
             .map(|(key, copy)| (*key, copy.wish))
             .collect()
     }
@@ -293,12 +336,23 @@ impl Storage {
         slot.keeper = Some(done.keeper);
         let again = std::mem::take(&mut slot.again);
         let report = match done.outcome {
-            Outcome::Retired if slot.leaving => {
+            // A command that failed, or hung: the next look goes on with it.
+            Outcome::Retired(Err(error)) => {
+                let told = Err(error.clone());
+                if slot.last.replace(told.clone()) != Some(told) {
+                    tracing::warn!(pool = %done.pool, reason = %error, "the pool is not given up yet");
+                }
+                if again {
+                    self.start(&done.pool);
+                }
+                return Ok(());
+            }
+            Outcome::Retired(Ok(())) if slot.leaving => {
                 self.pools.remove(&done.pool);
                 return self.known.change([KnownChange::NoPool(done.pool)]);
             }
             // Wanted again meanwhile.
-            Outcome::Retired => {
+            Outcome::Retired(Ok(())) => {
                 self.start(&done.pool);
                 return Ok(());
             }
@@ -312,11 +366,11 @@ impl Storage {
         {
             tracing::warn!(pool = %done.pool, reason = %error, "the pool cannot be used");
         }
-        let path = slot.spec.path.clone();
+        let spec = slot.spec.clone();
         slot.last = Some(report.clone());
         let mut written = Ok(());
         if let Ok(report) = report {
-            written = self.took(&done.pool, &path, &report);
+            written = self.took(&done.pool, &spec, &report);
         }
         if again {
             self.start(&done.pool);
@@ -324,12 +378,21 @@ impl Storage {
         written
     }
 
-    fn took(&mut self, pool: &str, path: &Path, report: &PoolReport) -> Result<(), KnownError> {
+    fn took(&mut self, pool: &str, spec: &PoolSpec, report: &PoolReport) -> Result<(), KnownError> {
+        let (thin, disks) = match &spec.kind {
+            Kind::File => (false, Vec::new()),
+            Kind::Thin(thin) => (
+                true,
+                thin.devices.iter().map(|device| device.path.clone()).collect(),
+            ),
+        };
         let mut changes = vec![KnownChange::Pool(
             pool.to_owned(),
             KnownPool {
-                path: path.to_owned(),
+                path: spec.path.clone(),
                 id: report.id,
+                thin,
+                disks,
             },
         )];
         for (key, result) in &report.replicas {
@@ -383,18 +446,20 @@ impl Storage {
 
     fn serve(&self) {
         if let Some(server) = &self.server {
+            server.show(recopies::shown(&self.desired, &self.rooms()));
             server.set(self.specs.values().cloned().collect());
         }
     }
 
     /// Asks the server how it stands. Returns whether anything changed.
     pub fn look_at_server(&mut self) -> Result<bool, KnownError> {
+        let recopied = self.tend_recopies();
         let Some(server) = &self.server else {
-            return Ok(false);
+            return Ok(recopied);
         };
         let reports = server.report();
         if reports == self.reports {
-            return Ok(false);
+            return Ok(recopied);
         }
         for report in &reports {
             if let ReplicaState::Failed(reason) | ReplicaState::Damaged(reason) = &report.state
@@ -514,7 +579,10 @@ impl Storage {
         self.desired
             .copies
             .iter()
-            .filter_map(|(key, copy)| Some(copy_status(*key, copy.wish, found(key, copy)?)))
+            .filter_map(|(key, copy)| {
+                let stage = copy.recopy.as_ref().map(|of| (of.size, self.recopies.stage(key)));
+                Some(copy_status(*key, copy.wish, found(key, copy)?, stage))
+            })
             .collect()
     }
 
@@ -628,6 +696,7 @@ fn copy_status(
     (volume, snapshot, replica): CopyKey,
     wish: CopyWish,
     found: &Result<Found, String>,
+    recopy: Option<(u64, Stage)>,
 ) -> proto::SnapshotCopyStatus {
     use proto::SnapshotCopyState as Told;
     let mut status = proto::SnapshotCopyStatus {
@@ -637,6 +706,21 @@ fn copy_status(
         ..Default::default()
     };
     let state = match (found, wish) {
+        (Ok(Found::Missing | Found::Deleted), CopyWish::Recopy) => {
+            let (total, stage) = recopy.unwrap_or((0, Stage::Done));
+            status.total_bytes = total;
+            match stage {
+                Stage::Waiting(why) if !why.is_empty() => {
+                    status.error = why;
+                    Told::Failed
+                }
+                Stage::Running(done) => {
+                    status.done_bytes = done;
+                    Told::Copying
+                }
+                Stage::Waiting(_) | Stage::Done => Told::Copying,
+            }
+        }
         (Ok(Found::There(space)), _) => {
             (status.allocated_bytes, status.own_bytes) = (space.allocated, space.own);
             Told::There

@@ -44,6 +44,12 @@ fn one(
     wish: CopyWish,
 ) -> Result<Found, ThinError> {
     let name = ThinRoom::copy_name(volume, snapshot, replica);
+    if wish == CopyWish::Delete {
+        let unfinished = ThinRoom::unfinished(&name);
+        if all.iter().any(|lv| lv.name == unfinished && lv.pool == room.pool) {
+            room.discard(&unfinished)?;
+        }
+    }
     let found = all.iter().find(|lv| lv.name == name && lv.pool == room.pool);
     match (found, wish) {
         (Some(lv), CopyWish::Delete) => {
@@ -51,11 +57,13 @@ fn one(
             Ok(Found::Deleted)
         }
         (None, CopyWish::Delete) => Ok(Found::Deleted),
-        (None, CopyWish::Make | CopyWish::Keep) => Ok(Found::Missing),
-        (Some(lv), CopyWish::Make | CopyWish::Keep) => {
+        (None, CopyWish::Make | CopyWish::Recopy | CopyWish::Keep) => Ok(Found::Missing),
+        (Some(lv), CopyWish::Make | CopyWish::Recopy | CopyWish::Keep) => {
             if !lv.active {
                 room.activate(&[lv])?;
             }
+            // Other nodes may have to read it.
+            room.make_nodes(&[lv]);
             // What it shares is not told by the kernel without a walk through all maps: nothing is claimed to be its own.
             let allocated = mapped.allocated(&room.group, &lv.name).unwrap_or(0);
             Ok(Found::There(Space { allocated, own: 0 }))

@@ -8,9 +8,9 @@ use stor_replication::disk::Superblock;
 use stor_replication::ids::{CacheId, ReplicaId, SnapshotId, VolumeId};
 use uuid::Uuid;
 
-use super::lvm::ThinPool;
 use super::lvm::room::{Part, ThinRoom};
 use super::lvm::run::Lvm;
+use super::lvm::{self, ThinPool};
 use super::probe::Snapshots;
 use super::replica::{self, ReplicaFiles, finish_deletions};
 use super::{Kind, Opener, Pool, PoolError, PoolSpec, Usage};
@@ -105,6 +105,16 @@ pub fn open(spec: &PoolSpec, lvm: &Lvm, opener: &Opener) -> Result<Box<dyn Backi
         Kind::File => Box::new(Pool::open(spec, opener)?),
         Kind::Thin(thin) => Box::new(ThinPool::open(spec, thin, lvm, opener)?),
     })
+}
+
+/// Gives up what is left of a pool that can't be opened any more, because giving it up was cut short. `error` is why.
+pub fn give_up_rest(spec: &PoolSpec, lvm: &Lvm, opener: &Opener, error: PoolError) -> Result<(), PoolError> {
+    match (&spec.kind, error) {
+        (Kind::Thin(thin), _) => Ok(lvm::give_up_rest(spec, thin, lvm, opener)?),
+        // Its marker is the last thing that goes.
+        (Kind::File, PoolError::MarkerGone { .. } | PoolError::Missing { .. }) => Ok(()),
+        (Kind::File, error) => Err(error),
+    }
 }
 
 impl Backing for Pool {

@@ -23,6 +23,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::agent::durable::sync_directory;
+use crate::failure;
 use crate::replicas::pre_sync_files;
 
 /// End of the name of the metadata of a replica in deletion.
@@ -110,12 +111,14 @@ impl ReplicaFiles {
                 // Before any byte of the data goes: the rename must not be what a power cut undoes.
                 sync_directory(&self.directory)
                     .map_err(|error| FilesError::new("sync", &self.directory, error))?;
+                failure::point("replica-buried");
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(FilesError::new("rename", &self.meta, error)),
         }
         for path in pre_sync_files(&self.data).iter().chain([&self.data, &tombstone]) {
             remove_file(path)?;
+            failure::point("replica-file-removed");
         }
         match fs::remove_dir(&self.directory) {
             Ok(()) => {

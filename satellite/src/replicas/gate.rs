@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use stor_replication::ids::Epoch;
+use stor_replication::ids::{Epoch, SnapshotId, VolumeId};
 use stor_replication::right::RightRefusal;
 use stor_replication::time::Time;
 use stor_replication::wire::Header;
@@ -63,6 +63,19 @@ impl Gate {
             fenced,
         };
         self.keys.verify(right, asked, Seconds::now().after(self.ahead))
+    }
+
+    /// Checks a right to read copies of a snapshot: it names the snapshot where a right to a volume names that, so that
+    /// it opens no replica, and no engine's right opens a copy.
+    pub(super) fn check_copy(&self, snapshot: SnapshotId, right: &[u8]) -> Result<(), RightRefusal> {
+        let asked = Asked {
+            volume: VolumeId(snapshot.0),
+            epoch: Epoch(1),
+            // There are no epochs here, and age counts always.
+            fenced: Epoch(0),
+        };
+        let granted = self.keys.verify(right, asked, Seconds::now().after(self.ahead));
+        granted.map(drop)
     }
 
     /// Says that an Open was refused, unless something like it was said just before.

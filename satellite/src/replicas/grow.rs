@@ -9,6 +9,7 @@ use stor_replication::disk::{BITS, PAGE, PageId};
 use stor_replication::range::REGION;
 
 use super::{ReplicaSpec, thin};
+use crate::failure;
 use crate::pool::backing::Room;
 
 /// Makes room for `spec.size` bytes in a replica that has `from`, durably. May take a while: not for the data thread.
@@ -18,6 +19,7 @@ pub(super) fn grow(spec: &ReplicaSpec, from: u64) -> io::Result<()> {
         thin::grow(spec, room).map_err(io::Error::other)?;
     }
     grow_data(spec)?;
+    failure::point("grown-data");
     // Zeroes where the dirty map goes on: a bit that is set for the first time must not have to find space. Nobody
     // has written there before the superblock has the new size.
     let pages = |size: u64| size.div_ceil(REGION).div_ceil(BITS);
@@ -30,7 +32,9 @@ pub(super) fn grow(spec: &ReplicaSpec, from: u64) -> io::Result<()> {
     for _ in 0..2 * (end - first) {
         meta.write_all(&[0; PAGE])?;
     }
-    meta.sync_all()
+    meta.sync_all()?;
+    failure::point("grown-meta");
+    Ok(())
 }
 
 fn grow_data(spec: &ReplicaSpec) -> io::Result<()> {

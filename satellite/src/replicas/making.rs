@@ -21,10 +21,13 @@ const RETRY_IN_USE: Duration = Duration::from_millis(50);
 impl Loop<'_> {
     /// Takes over what the agent wants served.
     pub(super) fn take_wanted(&mut self) {
-        let (keys, wanted) = {
+        let (keys, wanted, copies) = {
             let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-            (shared.keys.take(), shared.wanted.take())
+            (shared.keys.take(), shared.wanted.take(), shared.copies.take())
         };
+        if let Some(copies) = copies {
+            self.take_copies(copies);
+        }
         if let Some(keys) = keys {
             self.gate.trust(keys);
         }

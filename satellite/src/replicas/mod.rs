@@ -1,5 +1,6 @@
 //! The replica server: serves the node's replicas to engines, on a thread of its own.
 
+pub(crate) mod content;
 mod errands;
 mod extents;
 mod gate;
@@ -8,13 +9,14 @@ mod making;
 mod mended;
 mod open;
 mod pre_sync;
+pub(crate) mod readers;
 mod report;
 mod serve;
 mod server;
 pub(crate) mod snapshot;
 mod thin;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -30,6 +32,7 @@ use stor_replication::disk::Superblock;
 use stor_replication::ids::{CacheId, Epoch, Lineage, ReplicaId, SnapshotId, View, VolumeId};
 use stor_right::Keyring;
 
+use crate::agent::copies::CopyKey;
 use crate::pool::backing::Room;
 
 /// A replica to serve.
@@ -153,6 +156,8 @@ struct Shared {
     wanted: Option<Vec<ReplicaSpec>>,
     /// What rights are checked with; taken by the thread.
     keys: Option<Keyring>,
+    /// Copies of snapshots that others may read; taken by the thread.
+    copies: Option<BTreeMap<CopyKey, PathBuf>>,
     /// What is served.
     report: Vec<ReplicaReport>,
     /// Connections whose engine uses a replica.
@@ -231,6 +236,12 @@ impl Server {
     /// Returns at once; [`Server::report`] tells the progress.
     pub fn set(&self, specs: Vec<ReplicaSpec>) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).wanted = Some(specs);
+        self.waker.wake();
+    }
+
+    /// Sets which copies of snapshots other satellites may read.
+    pub fn show(&self, copies: BTreeMap<CopyKey, PathBuf>) {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).copies = Some(copies);
         self.waker.wake();
     }
 

@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use super::{ReplicaSpec, mended, pre_sync, snapshot, thin};
 use crate::data::Data;
+use crate::failure;
 use crate::pool::backing::Room;
 use crate::pool::lvm::ThinError;
 
@@ -147,11 +148,16 @@ pub(super) fn make_if_asked(spec: &ReplicaSpec) -> Result<(), OpenError> {
             snapshot::restore(copy, &data, spec.size).map_err(at("make it from the snapshot", copy))?;
         }
     }
+    failure::point("replica-data");
     make_meta(spec, &meta, in_sync).map_err(at("make", &meta))?;
+    failure::point("replica-meta");
     fs::rename(&data, &spec.data).map_err(at("name", &spec.data))?;
     sync_parent(&spec.data)?;
+    failure::point("replica-data-named");
     fs::rename(&meta, &spec.meta).map_err(at("name", &spec.meta))?;
-    sync_parent(&spec.meta)
+    sync_parent(&spec.meta)?;
+    failure::point("replica-made");
+    Ok(())
 }
 
 /// The metadata's first bytes, and how long it is: the first superblock, and zeroes where the dirty map of a volume of this size will be: a bit that is set

@@ -3,7 +3,7 @@
 //! `completions → state machines → operations and answers → submit`, in batches. Files are made, opened and
 //! first read on threads of their own: a sick disk holds up its own replicas and nothing else.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -22,9 +22,11 @@ use stor_right::Granted;
 use super::errands::{Errand, says_full};
 use super::gate::Gate;
 use super::open::{Files, OpenError};
+use super::readers::{ReadDone, Reader, is_for_copy};
 use super::report::stored;
 use super::serve::{Asked, Served, Tokens, Work};
 use super::{ReplicaSpec, ReplicaState, Shared};
+use crate::agent::copies::CopyKey;
 use crate::channel::Channel;
 use crate::data::Data;
 use crate::quiet::Quiet;
@@ -101,6 +103,10 @@ pub(super) struct Loop<'a> {
     pub(super) made: (SyncSender<Made>, Receiver<Made>),
     /// What others do for this thread.
     pub(super) errands: (SyncSender<Errand>, Receiver<Errand>),
+    /// Copies of snapshots that may be read, who reads some, and what was read.
+    pub(super) copies: BTreeMap<CopyKey, PathBuf>,
+    pub(super) readers: HashMap<ConnId, Reader>,
+    pub(super) reads: (SyncSender<ReadDone>, Receiver<ReadDone>),
     /// Errands that could not begin.
     pub(super) errands_failed: Vec<Errand>,
     /// By pool.
@@ -150,6 +156,9 @@ pub(super) fn run(
         due: BTreeSet::new(),
         made: sync_channel(MADE),
         errands: sync_channel(MADE),
+        copies: BTreeMap::new(),
+        readers: HashMap::new(),
+        reads: sync_channel(MADE),
         errands_failed: Vec::new(),
         making: HashMap::new(),
         stirred: Vec::new(),
@@ -187,6 +196,7 @@ impl Loop<'_> {
             self.take_made();
             self.begin_making();
             self.take_errands();
+            self.take_reads();
             for conn in std::mem::take(&mut self.stirred) {
                 let flushed = self
                     .conns
@@ -308,6 +318,12 @@ impl Loop<'_> {
 
     /// A request: to the replica it names, which its connection is then bound to.
     fn request(&mut self, id: ConnId, header: Header, body: Body<Data>) {
+        if is_for_copy(header.kind) {
+            return self.copy_request(id, header, &body);
+        }
+        if self.readers.contains_key(&id) {
+            return self.drop_conn(id, "it is for a copy");
+        }
         let key = (header.volume, header.replica);
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
@@ -369,8 +385,21 @@ impl Loop<'_> {
         );
     }
 
+    /// Whether it is for a replica.
+    pub(super) fn is_bound(&self, id: ConnId) -> bool {
+        self.conns.get(&id).is_none_or(|conn| conn.key.is_some())
+    }
+
+    /// Queues a message.
+    pub(super) fn push(&mut self, id: ConnId, header: &Header, body: Body<Data>) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.channel.push(header, body);
+            self.stirred.push(id);
+        }
+    }
+
     /// An Open without a right to it: nothing is changed, and whoever has the replica goes on.
-    fn refuse(&mut self, id: ConnId, header: &Header, why: RightRefusal) {
+    pub(super) fn refuse(&mut self, id: ConnId, header: &Header, why: RightRefusal) {
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
@@ -431,6 +460,7 @@ impl Loop<'_> {
             return;
         };
         tracing::debug!(conn = %id, why, "connection ends");
+        self.readers.remove(&id);
         self.reactor.close(conn.channel.fd());
         if let Some(key) = conn.key {
             self.sessions = self.sessions.saturating_sub(1);

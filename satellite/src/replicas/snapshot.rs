@@ -19,6 +19,8 @@ use stor_device::{blockdev, file};
 use stor_replication::ids::{ReplicaId, SnapshotId};
 use stor_replication::replica::SnapshotError;
 
+use crate::failure;
+
 /// Below this part of a pool's space no snapshot is begun: its volume goes on writing, and each write to a shared
 /// block takes a new one.
 const RESERVE: u64 = 20;
@@ -75,22 +77,21 @@ pub(super) fn take(data: &Path, copy: &Path) -> Result<(), SnapshotError> {
     let to = clone_into(&new, |to| {
         rustix::fs::ioctl_ficlone(to, &from).map_err(io::Error::from)
     })?;
+    failure::point("copy-shared");
     to.sync_all().map_err(|error| told("flush", &new, &error))?;
+    failure::point("copy-flushed");
     fs::rename(&new, copy).map_err(|error| told("name", copy, &error))?;
+    failure::point("copy-named");
     let directory = copy.parent().unwrap_or(Path::new("/"));
-    file::fsync_dir(directory).map_err(|error| told("flush", directory, &error))
+    file::fsync_dir(directory).map_err(|error| told("flush", directory, &error))?;
+    failure::point("copy-made");
+    Ok(())
 }
 
 /// Makes a replica's first data of a copy: durable when done, but for its name. Blocks are shared from then on, and
 /// neither needs the other.
 pub(super) fn restore(copy: &Path, data: &Path, size: u64) -> io::Result<()> {
     let from = File::open(copy)?;
-    if from.metadata()?.len() > size {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it is larger than the volume that is to be made of it",
-        ));
-    }
     let to = OpenOptions::new()
         .create_new(true)
         .read(true)
@@ -98,8 +99,12 @@ pub(super) fn restore(copy: &Path, data: &Path, size: u64) -> io::Result<()> {
         .mode(0o600)
         .open(data)?;
     rustix::fs::ioctl_ficlone(&to, &from)?;
+    failure::point("restore-shared");
+    // One made while its replica had grown already, and the volume had not, is longer: there is nothing behind that.
     to.set_len(size)?;
-    to.sync_all()
+    to.sync_all()?;
+    failure::point("restore-flushed");
+    Ok(())
 }
 
 fn clone_into(path: &Path, share: impl FnOnce(&File) -> io::Result<()>) -> Result<File, SnapshotError> {

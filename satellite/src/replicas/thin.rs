@@ -14,6 +14,7 @@ use stor_replication::replica::SnapshotError;
 
 use super::ReplicaSpec;
 use super::open::{OpenError, at, first_pages};
+use crate::failure;
 use crate::pool::lvm::room::{Part, ThinRoom};
 use crate::pool::lvm::{METADATA_FULL_PERCENT, ThinError};
 
@@ -41,6 +42,7 @@ pub(super) fn make_if_asked(spec: &ReplicaSpec, room: &ThinRoom) -> Result<(), O
         room.check_node(part)?;
     }
     write(&spec.meta, &pages).map_err(at("write", &spec.meta))?;
+    failure::point("replica-meta");
     Ok(room.finish(spec.volume, spec.replica)?)
 }
 

@@ -54,6 +54,7 @@ impl Cluster {
     pub fn start_script(&self, name: &str) -> anyhow::Result<()> {
         let script = self.dir().join("run").join(format!("{name}.start"));
         let output = Command::new(&script)
+            .envs(super::points::environment(&self.root))
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("running {}", script.display()))?;

@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use stor_api::client::Filter;
-use stor_api::objects::{RestoreSpec, Snapshot, SnapshotSpec, SnapshotState, SnapshotsSpec};
+use stor_api::objects::{Snapshot, SnapshotSpec, SnapshotState, SnapshotsSpec};
 use stor_tests::cluster::{CLIENT, Cluster, STORAGE};
 use stor_tests::volume::{SIZE, Volume};
 use stor_tests::wait;
@@ -231,48 +230,4 @@ fn of_several_volumes_all_are_made_or_none() -> anyhow::Result<()> {
         other.detach(CLIENT)?;
         nothing_leaks(cluster)
     })
-}
-
-#[test]
-fn a_replica_that_was_away_has_no_copy_and_nobody_says_it_has() -> anyhow::Result<()> {
-    super::with(
-        "a_replica_that_was_away_has_no_copy_and_nobody_says_it_has",
-        |cluster| {
-            let volume = Volume::create(cluster, "db1", SIZE, &["s1", "s2"])?;
-            let medium = volume.attach_socket()?;
-            let history = volume.fill(&medium, 64)?;
-            cluster.kill(&["s2"])?;
-            volume.wait_member("s2", false)?;
-            let one = make(cluster, "db1", "alone")?;
-            let kept: Vec<&str> = one.copies.iter().map(|copy| copy.node.as_str()).collect();
-            ensure!(kept.contains(&"s1"), "{one:?}");
-            cluster.start_again(&["s2"])?;
-            volume.wait_in_sync()?;
-            let one = wait::that(wait::LONG, "only s1 has a copy", || {
-                let one = cluster.run(cluster.client().snapshot("db1", "alone"))?;
-                Ok(if one.copies.len() == 1 {
-                    Ok(one)
-                } else {
-                    Err(format!("{one:?}"))
-                })
-            })?;
-            ensure!(one.copies[0].node == "s1" && one.wanted_copies == 2, "{one:?}");
-            ensure!(one.reason.starts_with("1 of 2 replicas"), "{one:?}");
-            equal(cluster, &one)?;
-            // A volume of two replicas is made of it all the same: the second gets everything from the first.
-            let spec = RestoreSpec {
-                name: "db2".to_owned(),
-                replicas: Some(2),
-                min_in_sync: None,
-            };
-            cluster.run(cluster.client().restore("db1", "alone", &spec))?;
-            let restored = Volume::of(cluster, "db2");
-            restored.wait_in_sync()?;
-            restored.copies_are_equal()?;
-            restored.copies_hold(&history)?;
-            volume.detach(CLIENT)?;
-            std::thread::sleep(Duration::from_millis(10));
-            nothing_leaks(cluster)
-        },
-    )
 }

@@ -8,6 +8,8 @@
     reason = "tests"
 )]
 
+mod anew;
+mod clones;
 mod copies;
 mod deaths;
 mod files;
@@ -25,7 +27,7 @@ pub(crate) fn with(name: &str, test: impl FnOnce(&mut Cluster) -> anyhow::Result
         return Ok(());
     }
     let mut cluster = Cluster::start_prepared(|dir: &Path| reflink::mount(dir))?;
-    let done = test(&mut cluster);
+    let done = test(&mut cluster).and_then(|()| cluster.leaves_nothing());
     if done.is_err() {
         cluster.keep_logs();
     }

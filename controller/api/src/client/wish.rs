@@ -62,6 +62,8 @@ pub enum Wish<'a> {
         name: &'a str,
         spec: &'a RestoreSpec,
     },
+    /// Make a volume of what another holds.
+    Clone { volume: &'a str, spec: &'a RestoreSpec },
     /// Make a volume what a snapshot of it holds.
     RollBack { volume: &'a str, name: &'a str },
     /// Make the catalogue say of a volume what its replicas say.
@@ -151,6 +153,12 @@ impl Wish<'_> {
             Self::Restore { volume, name, spec } => (
                 Method::POST,
                 format!("{}/restore", snapshot(volume, name)),
+                body(spec),
+                false,
+            ),
+            Self::Clone { volume, spec } => (
+                Method::POST,
+                format!("volumes/{}/clone", segment(volume)),
                 body(spec),
                 false,
             ),

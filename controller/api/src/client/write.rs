@@ -86,6 +86,12 @@ impl Client {
         self.send(&Wish::Restore { volume, name, spec }, false).await
     }
 
+    /// Makes a volume of what another one holds at this moment. Look at it until it is there and not in state `creating`;
+    /// a snapshot of [`crate::name::of_clone`] says why it could not be made.
+    pub async fn clone_volume(&self, volume: &str, spec: &RestoreSpec) -> Result<(), Error> {
+        self.send_unit(&Wish::Clone { volume, spec }).await.map(drop)
+    }
+
     /// Makes a detached volume what a snapshot of it holds; it is in state `creating` until that is done.
     pub async fn roll_back(&self, volume: &str, name: &str) -> Result<Volume, Error> {
         self.send(&Wish::RollBack { volume, name }, false).await

@@ -57,6 +57,8 @@ pub enum SnapshotCopyState {
     Creating,
     /// There.
     Present,
+    /// Is being made anew, of another one.
+    Copying,
     /// Should be there and is not.
     Missing,
     /// Its node reports that something can't be done with it.
@@ -70,7 +72,7 @@ pub enum SnapshotCopyState {
 /// A replica's copy of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotCopy {
-    /// Replica that made it.
+    /// Replica it was made for.
     pub replica: u32,
     /// Node.
     pub node: String,
@@ -86,6 +88,9 @@ pub struct SnapshotCopy {
     /// Space of these that nothing else refers to: given back when it goes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub own_bytes: Option<u64>,
+    /// While it is made anew: bytes that are known to be equal to the one it is made of.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub copied_bytes: Option<u64>,
 }
 
 /// What a volume held at one moment.

@@ -1,6 +1,8 @@
 //! Applies a command: load the rows it touches, decide, write. Every refusal comes before the first write,
 //! which is also what makes [`check`] (a dry run) possible: it stops where writing would begin.
 
+mod clones;
+mod copies;
 mod history;
 mod node;
 mod pool;
@@ -149,7 +151,15 @@ impl Apply<'_> {
             Action::GoSnapshots { batch } => self.go_snapshots(*batch).await,
             Action::FailSnapshots { batch, why } => self.fail_snapshots(*batch, why).await,
             Action::DeleteSnapshot { snapshot, expect } => self.delete_snapshot(*snapshot, *expect).await,
-            Action::CopiesObserved { node, gone } => self.copies_observed(node, gone).await,
+            Action::CopiesObserved { node, gone, made } => self.copies_observed(node, gone, made).await,
+            Action::RecopySnapshot { snapshot, replica } => self.recopy_snapshot(*snapshot, *replica).await,
+            Action::DropCopy { snapshot, replica } => self.drop_copy(*snapshot, *replica).await,
+            Action::CloneVolume {
+                batch,
+                snapshot,
+                into,
+            } => self.clone_volume(*batch, snapshot, into).await,
+            Action::FailClone { snapshot, why } => self.fail_clone(*snapshot, why).await,
             Action::RestoreSnapshot(restore) => self.restore_snapshot(restore).await,
             Action::RollBack(back) => self.roll_back(back).await,
             Action::ReplicasObserved { node, ready, gone } => self.replicas_observed(node, ready, gone).await,

@@ -86,6 +86,7 @@ impl Apply<'_> {
             .execute(&mut *self.conn)
             .await?;
         self.insert_planned(new.id, &one, &planned).await?;
+        self.note_clone(&one, new.id).await?;
         let message = format!("Volume {} is being made of snapshot {}.", new.name, one.title());
         let object = Object::new(Kind::Volume, &new.name);
         self.event(Weight::Info, "volume-created", &object, &message)

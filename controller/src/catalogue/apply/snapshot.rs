@@ -16,7 +16,7 @@ use crate::catalogue::snapshot::{self, CopyPhase, Snapshot, SnapshotPhase, Which
 use crate::catalogue::sql;
 
 /// Snapshots of one volume; each is a file per replica and a line of what nodes are told.
-const MOST: usize = 1024;
+pub(super) const MOST: usize = 1024;
 
 pub(super) fn object(volume: &str, name: &str) -> Object {
     Object::new(Kind::Snapshot, format!("{volume}@{name}"))
@@ -58,7 +58,7 @@ impl Apply<'_> {
         Ok(Outcome::Created)
     }
 
-    async fn snapshot_of(&mut self, new: &NewSnapshot) -> Done<Volume> {
+    pub(super) async fn snapshot_of(&mut self, new: &NewSnapshot) -> Done<Volume> {
         let object = Object::new(Kind::Volume, &new.volume);
         let found = load::volume_named(self.conn, &new.volume).await?;
         let volume = found.ok_or_else(|| Refused::NoSuch {
@@ -74,7 +74,12 @@ impl Apply<'_> {
         Err(Refused::State { object, state }.into())
     }
 
-    async fn insert_snapshot(&mut self, batch: Uuid, new: &NewSnapshot, volume: &Volume) -> Done<()> {
+    pub(super) async fn insert_snapshot(
+        &mut self,
+        batch: Uuid,
+        new: &NewSnapshot,
+        volume: &Volume,
+    ) -> Done<()> {
         // What became of an earlier one of that name was seen by whoever asks for it again.
         for old in snapshot::snapshots(self.conn, Which::Of(volume.row.volume)).await? {
             if old.name == new.name && old.phase == SnapshotPhase::Failed {
@@ -283,7 +288,7 @@ impl Apply<'_> {
         Ok(())
     }
 
-    async fn end_removal(&mut self, id: SnapshotId) -> Done<()> {
+    pub(super) async fn end_removal(&mut self, id: SnapshotId) -> Done<()> {
         let found = snapshot::snapshot(self.conn, id).await?;
         if let Some(one) = found.filter(|one| one.phase == SnapshotPhase::Deleting && one.copies.is_empty()) {
             sqlx::query(sql::DELETE_SNAPSHOT)
@@ -296,33 +301,6 @@ impl Apply<'_> {
                 .await?;
         }
         Ok(())
-    }
-
-    pub(super) async fn copies_observed(&mut self, node: &str, gone: &[(SnapshotId, ReplicaId)]) -> Done {
-        let mut changed = false;
-        for (id, replica) in gone {
-            let found = snapshot::snapshot(self.conn, *id).await?;
-            let copy = found.as_ref().and_then(|one| one.copies.get(replica));
-            if copy.is_none_or(|copy| copy.node != node || copy.phase != CopyPhase::Deleting) {
-                continue;
-            }
-            changed = true;
-            if self.dry {
-                continue;
-            }
-            sqlx::query(sql::DELETE_SNAPSHOT_COPY)
-                .bind(id.to_string())
-                .bind(replica.0)
-                .execute(&mut *self.conn)
-                .await?;
-            self.touch(node).await?;
-            self.end_removal(*id).await?;
-        }
-        Ok(if changed {
-            Outcome::Changed
-        } else {
-            Outcome::Unchanged
-        })
     }
 
     /// Refuses while a volume has snapshots that somebody may want.
@@ -362,32 +340,7 @@ impl Apply<'_> {
         Ok(())
     }
 
-    /// Copies on a node or in a pool that is given up.
-    pub(super) async fn copies_left(
-        &mut self,
-        object: &Object,
-        (node, pool): (&str, Option<&str>),
-        force: bool,
-    ) -> Done<()> {
-        let copies = snapshot::copies_at(self.conn, node, pool).await?;
-        if copies > 0 && !force {
-            let (object, by) = (
-                object.clone(),
-                format!("it holds {} of snapshots", count(copies, "file")),
-            );
-            return Err(Refused::InUse { object, by }.into());
-        }
-        if copies > 0 && !self.dry {
-            sqlx::query(sql::DELETE_COPIES_AT)
-                .bind(node)
-                .bind(pool)
-                .execute(&mut *self.conn)
-                .await?;
-        }
-        Ok(())
-    }
-
-    async fn remove_copies(&mut self, one: &Snapshot) -> Done<()> {
+    pub(super) async fn remove_copies(&mut self, one: &Snapshot) -> Done<()> {
         for (replica, copy) in &one.copies {
             self.set_copy(one.id, *replica, CopyPhase::Deleting).await?;
             self.touch(&copy.node).await?;
@@ -395,7 +348,12 @@ impl Apply<'_> {
         self.touch_snapshot(one).await
     }
 
-    async fn set_snapshot(&mut self, one: &Snapshot, phase: SnapshotPhase, reason: &str) -> Done<()> {
+    pub(super) async fn set_snapshot(
+        &mut self,
+        one: &Snapshot,
+        phase: SnapshotPhase,
+        reason: &str,
+    ) -> Done<()> {
         sqlx::query(sql::UPDATE_SNAPSHOT)
             .bind(phase.word())
             .bind(reason)
@@ -406,7 +364,12 @@ impl Apply<'_> {
         Ok(())
     }
 
-    async fn set_copy(&mut self, id: SnapshotId, replica: ReplicaId, phase: CopyPhase) -> Done<()> {
+    pub(super) async fn set_copy(
+        &mut self,
+        id: SnapshotId,
+        replica: ReplicaId,
+        phase: CopyPhase,
+    ) -> Done<()> {
         sqlx::query(sql::UPDATE_SNAPSHOT_COPY)
             .bind(phase.word())
             .bind(id.to_string())

@@ -77,6 +77,7 @@ fn copy_gone(id: SnapshotId, node: &str, replica: u32) -> Action {
     Action::CopiesObserved {
         node: node.into(),
         gone: vec![(id, ReplicaId(replica))],
+        made: Vec::new(),
     }
 }
 

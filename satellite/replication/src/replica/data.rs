@@ -70,7 +70,10 @@ impl<P: Clone> Replica<P> {
             Kind::ClearMap => self.clear_map(now, conn, &header, body.bytes(), out),
             Kind::PutMap => self.put_map(now, conn, header, body.bytes(), out),
             Kind::Close => self.close(now, conn, &header, out),
-            Kind::Open | Kind::StoreView => reply(out, conn, &header, Status::Invalid),
+            // Copies of snapshots are read from the shell: it has them when the replica is gone, too.
+            Kind::Open | Kind::StoreView | Kind::OpenCopy | Kind::CopyDigests | Kind::CopyRead => {
+                reply(out, conn, &header, Status::Invalid);
+            }
         }
     }
 

@@ -36,6 +36,7 @@ mod s2_copies_when_idle;
 mod s3_equal_first;
 mod s4_all_or_none;
 mod s5_the_gate_opens;
+mod s6_made_anew;
 mod silence;
 mod steps;
 mod waits;

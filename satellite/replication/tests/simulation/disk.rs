@@ -56,6 +56,8 @@ pub(crate) struct Disk {
     pub(crate) batch: Option<Vec<StoredPage>>,
     /// Copies made for snapshots: per block what may be read of it after a crash, the last one as long as there is none.
     pub(crate) snapshots: BTreeMap<SnapshotId, Vec<Vec<u64>>>,
+    /// Copies that are being made anew, in the same way, and the boot in which they were last written to.
+    pub(crate) unfinished: BTreeMap<SnapshotId, (u64, Vec<Vec<u64>>)>,
     /// The dirty map as it would be read after a crash.
     pub(crate) stored_dirty: Bitmap,
 }
@@ -78,6 +80,7 @@ impl Disk {
             running: BTreeMap::new(),
             batch: None,
             snapshots: BTreeMap::new(),
+            unfinished: BTreeMap::new(),
             stored_dirty: Bitmap::new(size.div_ceil(1 << 20)),
         }
     }

@@ -30,6 +30,7 @@ mod frames;
 mod net;
 mod oracle;
 mod owner;
+mod recopies;
 mod replicas;
 mod rng;
 mod snapshots;
@@ -57,6 +58,8 @@ pub(crate) struct Outcome {
     pub(crate) lost: bool,
     /// Snapshots that became ready, and that did not.
     pub(crate) snapshots: (u64, u64),
+    /// Copies of snapshots made anew.
+    pub(crate) recopied: u64,
     pub(crate) log: Vec<String>,
 }
 
@@ -79,6 +82,7 @@ pub(crate) fn run_world(mut world: World) -> Outcome {
         answered: world.answered,
         lost,
         snapshots: (world.snapshots.ready.len() as u64, world.snapshots.failed),
+        recopied: world.snapshots.recopied,
         log: world.log.into_iter().flatten().collect(),
     }
 }
@@ -156,6 +160,7 @@ fn scenario(world: &mut World) -> bool {
     }
     world.check_equal(false);
     world.check_snapshots();
+    world.check_recopied();
     world.finished = true;
     world.stopped_clean = None;
     for guest in world.guests.values_mut() {
@@ -202,6 +207,7 @@ struct Totals {
     lost: AtomicU64,
     snapshots: AtomicU64,
     void: AtomicU64,
+    recopied: AtomicU64,
     failed: Mutex<Vec<(u64, String)>>,
 }
 
@@ -213,6 +219,7 @@ impl Totals {
         self.lost.fetch_add(u64::from(outcome.lost), Ordering::Relaxed);
         self.snapshots.fetch_add(outcome.snapshots.0, Ordering::Relaxed);
         self.void.fetch_add(outcome.snapshots.1, Ordering::Relaxed);
+        self.recopied.fetch_add(outcome.recopied, Ordering::Relaxed);
         if let Some(wrong) = outcome.wrong {
             println!("{seed:<8}# {wrong}");
             self.failed.lock().unwrap().push((seed, wrong));
@@ -227,7 +234,8 @@ impl Totals {
             self.lost.into_inner()
         );
         let (snapshots, void) = (self.snapshots.into_inner(), self.void.into_inner());
-        println!("{snapshots} snapshots, {void} void");
+        let recopied = self.recopied.into_inner();
+        println!("{snapshots} snapshots, {void} void; {recopied} copies made anew");
         let failed = self.failed.into_inner().unwrap();
         if let Some((seed, wrong)) = failed.iter().min() {
             let log = run(*seed, true).log;
@@ -245,6 +253,7 @@ impl Totals {
         }
         assert!(answered > 10 * seeds, "hardly anything happened");
         assert!(snapshots > seeds / 3, "hardly any snapshot was made");
+        assert!(recopied > seeds / 10, "hardly any copy was made anew");
     }
 }
 

@@ -10,6 +10,7 @@ use stor_replication::replica::{self, SnapshotError};
 use uuid::Uuid;
 
 use super::disk::Running;
+use super::recopies::Recopies;
 use super::world::{MS, SECOND, World};
 
 /// How long one may take before whoever asked gives it up.
@@ -17,11 +18,19 @@ const PATIENCE: u64 = 30 * SECOND;
 
 /// One that is ready.
 pub(crate) struct Ready {
-    members: Vec<ReplicaId>,
-    content: Vec<u64>,
+    pub(crate) members: Vec<ReplicaId>,
+    pub(crate) content: Vec<u64>,
 }
 
 impl Snapshots {
+    pub(crate) fn new(seed: u64) -> Self {
+        let recopies = Recopies::new(seed);
+        Self {
+            recopies,
+            ..Self::default()
+        }
+    }
+
     /// When the one that is to be made was asked for: what could be read since may be in it.
     pub(crate) fn begun(&self) -> Option<u64> {
         self.wanted.map(|(_, begun, _)| begun)
@@ -42,6 +51,9 @@ pub(crate) struct Snapshots {
     wanted: Option<(SnapshotId, u64, u64)>,
     pub(crate) ready: BTreeMap<SnapshotId, Ready>,
     pub(crate) failed: u64,
+    /// Copies made anew, and those under way.
+    pub(crate) recopied: u64,
+    pub(crate) recopies: Recopies,
     asked: u128,
 }
 
@@ -53,6 +65,7 @@ impl World {
         }
         let next = self.rng.spread(20 * MS, SECOND);
         self.after(next, super::world::What::Snapshot);
+        self.tend_recopies();
         let now = self.now;
         if let Some((snapshot, _, since)) = self.snapshots.wanted
             && now - since > PATIENCE

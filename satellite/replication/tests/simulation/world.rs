@@ -288,6 +288,7 @@ impl World {
             plan.snapshots = 50;
         }
         let mut world = Self::with(rng, plan, trace);
+        world.snapshots = Snapshots::new(seed);
         let mut own = Rng::new(seed ^ 0x006c_6561_7665);
         if own.chance(25) && !committed {
             world.leaves = Some((own.spread(100 * MS, 20 * SECOND), own));

@@ -7,6 +7,8 @@
     clippy::panic
 )]
 
+use std::path::Path;
+
 use stor_replication::ids::Lineage;
 use tempfile::TempDir;
 

@@ -7,7 +7,7 @@
 //! VG/POOL without replicas ──► VG (stor.making) ──► VG without POOL ──► no VG ──► disks without a trace of LVM
 //! ```
 
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use uuid::Uuid;
@@ -33,6 +33,8 @@ const MOST_CHUNKS: u64 = 200 << 20;
 /// Overwritten at both ends of a disk that is wiped: partition tables, file systems, RAID and LVM all have what they
 /// are recognised by there.
 const WIPED: u64 = 2 << 20;
+/// Where LVM keeps what it knows of a group, at the beginning of each disk.
+const LVM_AREA: u64 = 1 << 20;
 
 /// Makes the volume group and the thin pool of its disks, as far as that is still to do.
 pub(super) fn make_if_asked(
@@ -143,6 +145,15 @@ pub(super) fn wipe_ends(disk: &Path) -> io::Result<()> {
 
 /// How a disk is wiped: [`wipe_ends`], but in tests, whose disks are none.
 pub(super) type Wipe<'a> = &'a dyn Fn(&Path) -> io::Result<()>;
+
+/// What is done with disks themselves, but in tests, whose disks are none.
+#[derive(Clone, Copy)]
+pub(super) struct Disks<'a> {
+    /// See [`tells_of`].
+    pub(super) tells_of: &'a dyn Fn(&Path, Uuid) -> bool,
+    /// See [`wipe_ends`].
+    pub(super) wipe: Wipe<'a>,
+}
 
 /// The disk at a path, if it is still the one that was chosen.
 fn check<'a>(device: &Device, disks: &'a [Disk]) -> Result<&'a Disk, ThinError> {
@@ -331,6 +342,64 @@ pub(super) fn unmake(room: &ThinRoom, wipe: Wipe<'_>) -> Result<(), ThinError> {
     }
     arguments.push(&full);
     Ok(room.lvm.change("lvchange", &arguments)?)
+}
+
+/// The same for one that can't be opened any more: its group is ours and was begun with, or its disks have what was
+/// left of it.
+pub(super) fn unmake_rest(
+    room: &ThinRoom,
+    spec: &PoolSpec,
+    thin: &Thin,
+    opener: &Opener,
+    Disks { tells_of, wipe }: Disks<'_>,
+) -> Result<(), ThinError> {
+    if let Some(group) = report::group(&room.lvm, &room.group)? {
+        let ours = group.has(MADE) && whose(spec, opener).iter().all(|tag| group.has(tag));
+        if !ours || !group.has(MAKING) {
+            // Complete, and it could not be opened for now; or another's.
+            missing(&group)?;
+            return if ours { Err(gone(room)) } else { Ok(()) };
+        }
+        let all = report::volumes(&room.lvm, &room.group)?;
+        if all.iter().any(|lv| lv.name != room.pool && !is_hidden(&lv.name)) {
+            return Ok(());
+        }
+        remove_group(room, &group, all.iter().any(|lv| is_pool(lv, room)), wipe)?;
+    }
+    let Some(id) = opener.known else { return Ok(()) };
+    let in_none: Vec<String> = report::disks(&room.lvm)?
+        .into_iter()
+        .filter(|(_, group)| group.is_empty())
+        .map(|(path, _)| path)
+        .collect();
+    for device in &thin.devices {
+        let path = &device.path;
+        if !tells_of(Path::new(path), id) {
+            continue;
+        }
+        if in_none.contains(path) {
+            room.lvm.change("pvremove", &[path])?;
+        }
+        // Refused while anybody uses it.
+        wipe(Path::new(path)).map_err(|source| ThinError::Wipe {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn gone(room: &ThinRoom) -> ThinError {
+    let (group, pool) = (room.group.clone(), room.pool.clone());
+    ThinError::Gone { group, pool }
+}
+
+/// What LVM has written at a disk's beginning names the pool. A disk that can't be read, or is not there, says nothing.
+pub(super) fn tells_of(disk: &Path, id: Uuid) -> bool {
+    let mut begin = Vec::new();
+    let read = std::fs::File::open(disk).and_then(|file| file.take(LVM_AREA).read_to_end(&mut begin));
+    let name = format!("stor.id={id}");
+    read.is_ok() && begin.windows(name.len()).any(|part| part == name.as_bytes())
 }
 
 fn remove_group(room: &ThinRoom, group: &Group, has_pool: bool, wipe: Wipe<'_>) -> Result<(), ThinError> {

@@ -69,6 +69,20 @@ pub struct Device {
     pub serial: String,
 }
 
+/// Goes on with giving up a thin pool that was made of disks, wherever that was cut short.
+pub fn give_up_rest(spec: &PoolSpec, thin: &Thin, lvm: &Lvm, opener: &Opener) -> Result<(), ThinError> {
+    let room = ThinRoom {
+        lvm: lvm.clone(),
+        group: thin.group.clone(),
+        pool: thin.pool.clone(),
+    };
+    let disks = make::Disks {
+        tells_of: &make::tells_of,
+        wipe: &make::wipe_ends,
+    };
+    make::unmake_rest(&room, spec, thin, opener, disks)
+}
+
 /// Why a thin pool, or a replica in it, can't be used.
 #[derive(Debug, Error)]
 pub enum ThinError {

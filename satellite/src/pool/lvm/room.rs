@@ -25,6 +25,8 @@ use super::run::Lvm;
 pub const OURS: &str = "stor";
 const READY: &str = "stor.ready";
 const DELETED: &str = "stor.deleted";
+/// End of the name of what is being made.
+const UNFINISHED: &str = "unfinished";
 
 /// Which of a replica's two.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -104,7 +106,13 @@ impl ThinRoom {
         format!("stor.{}.s{}.r{replica}", volume.0.simple(), snapshot.0.simple())
     }
 
-    fn node(&self, name: &str) -> PathBuf {
+    /// Name of a copy for a snapshot that is being made anew of another one.
+    pub fn unfinished(copy: &str) -> String {
+        format!("{copy}.{UNFINISHED}")
+    }
+
+    /// The device of a volume.
+    pub fn node(&self, name: &str) -> PathBuf {
         Path::new("/dev").join(&self.group).join(name)
     }
 
@@ -179,6 +187,11 @@ impl ThinRoom {
         Ok(self
             .lvm
             .change("lvextend", &["--size", &size, &self.full(&lv.name)])?)
+    }
+
+    /// Gives a volume another name.
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), ThinError> {
+        Ok(self.lvm.change("lvrename", &[&self.group, from, to])?)
     }
 
     /// Removes a volume that is there.
@@ -305,8 +318,11 @@ pub fn owner(name: &str) -> Option<(VolumeId, ReplicaId, Part)> {
     words.next().is_none().then_some((volume, replica, part))
 }
 
-/// Whose copy for which snapshot a volume is, by its name.
+/// Whose copy for which snapshot a volume is, or will be, by its name.
 pub fn owner_of_copy(name: &str) -> Option<(VolumeId, SnapshotId, ReplicaId)> {
+    let name = name
+        .strip_suffix(UNFINISHED)
+        .map_or(name, |rest| rest.strip_suffix('.').unwrap_or(name));
     let mut words = name.strip_prefix("stor.")?.split('.');
     let volume = VolumeId(Uuid::try_parse(words.next()?).ok()?);
     let snapshot = SnapshotId(Uuid::try_parse(words.next()?.strip_prefix('s')?).ok()?);
@@ -332,6 +348,9 @@ mod tests {
             (owner(&copy), owner_of_copy(&copy)),
             (None, Some((volume, snapshot, replica)))
         );
+        let unfinished = ThinRoom::unfinished(&copy);
+        assert_eq!(owner_of_copy(&unfinished), Some((volume, snapshot, replica)));
+        assert!(unfinished.len() <= 100, "{unfinished}");
         for other in [
             "thin",
             "stor.x.r1.data",

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::failure;
 use crate::pool::command::{CommandError, line, run};
 
 /// A question: seconds on a machine that is busy, unless a disk hangs.
@@ -63,7 +64,10 @@ impl Lvm {
         let mut all = vec![command, "--yes", "--config", CONFIG];
         all.extend(arguments);
         tracing::debug!(command = line(&self.program, &all), "lvm");
-        run(&self.program, &all, self.change).map(drop)
+        failure::point(&format!("before-{command}"));
+        run(&self.program, &all, self.change)?;
+        failure::point(&format!("after-{command}"));
+        Ok(())
     }
 
     /// Asks the kernel how all mapped devices are. It is the kernel's own format, the same since it has it.

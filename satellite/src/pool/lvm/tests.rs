@@ -218,6 +218,62 @@ fn a_pool_whose_end_was_cut_short_anywhere_leaves_nothing() {
     assert_eq!(steps, 4);
 }
 
+/// The next process opens what can be opened, and otherwise gives up what is left.
+#[test]
+fn a_pool_whose_end_was_cut_short_is_given_up_by_the_next_process() {
+    let id = std::cell::Cell::new(Uuid::nil());
+    let before = |room: &ThinRoom| id.set(make(room, &thin(), &disk(None, false)).unwrap());
+    let steps = at_each_step(&["before", "after", "half"], before, |room| {
+        let (thin, known) = (thin(), Some(id.get()));
+        let opener = Opener { known, ..opener() };
+        match make::take(
+            room,
+            &Thin {
+                make: false,
+                ..thin.clone()
+            },
+            &spec(&thin),
+            &opener,
+        ) {
+            Ok(_) => make::unmake(room, &|_| Ok(())),
+            Err(ThinError::Command(error)) => Err(error.into()),
+            Err(_) => make::unmake_rest(
+                room,
+                &spec(&thin),
+                &thin,
+                &opener,
+                make::Disks {
+                    tells_of: &|_, _| true,
+                    wipe: &|_| Ok(()),
+                },
+            ),
+        }
+    });
+    assert_eq!(steps, 4);
+}
+
+#[test]
+fn a_group_that_is_anothers_by_now_is_left_alone() {
+    let machine = Machine::new();
+    let room = machine.room(LIMIT);
+    let id = make(&room, &thin(), &disk(None, false)).unwrap();
+    make::unmake(&room, &|_| Ok(())).unwrap();
+    room.lvm
+        .change("vgcreate", &["--addtag", "theirs", "stor-sp01", "/dev/sdb"])
+        .unwrap();
+    let before = machine.state();
+    let opener = Opener {
+        known: Some(id),
+        ..opener()
+    };
+    let disks = make::Disks {
+        tells_of: &|_, _| false,
+        wipe: &|_| panic!("a disk of theirs is wiped"),
+    };
+    make::unmake_rest(&room, &spec(&thin()), &thin(), &opener, disks).unwrap();
+    assert_eq!(machine.state(), before);
+}
+
 fn replica() -> (VolumeId, ReplicaId) {
     (VolumeId(Uuid::from_u128(7)), ReplicaId(2))
 }
