@@ -150,17 +150,15 @@ impl Control {
     }
 
     /// Gives a device new sockets in the places of those it has lost; those it has no place for are left alone.
-    /// It takes the size too. Refused with `EINVAL` when the device is not set up any more, or is another's.
+    /// Its size stays: the kernel would wait for all requests before it gave the sockets, which they wait for. Refused with `EINVAL` when the device is not set up any more, or is another's.
     pub fn reconnect(
         &mut self,
         index: u32,
-        size: u64,
         backend: &str,
         sockets: &[BorrowedFd<'_>],
     ) -> Result<(), NbdError> {
         let attributes = Attributes::default()
             .u32(INDEX, index)
-            .u64(SIZE, size)
             .text(BACKEND, backend)
             .nested(SOCKETS, &list(sockets));
         let refused = |source| NbdError::Refused {

@@ -165,7 +165,7 @@ impl NbdDevices {
         let mut control = Control::open().map_err(|error| failed(&error))?;
         let mut index = None;
         if let Some(device) = self.find(volume)?.first() {
-            match control.reconnect(device.index, wish.size, &backend, &sockets) {
+            match control.reconnect(device.index, &backend, &sockets) {
                 Ok(()) => index = Some(device.index),
                 // It was taken down, and somebody still has it open. It is not to be revived.
                 Err(error) => {
@@ -186,17 +186,18 @@ impl NbdDevices {
             Some(index) => index,
             None => control.connect(&new, &sockets).map_err(|error| failed(&error))?,
         };
-        let device = Device {
-            index,
-            backend,
-            size: wish.size,
-            read_only: wish.read_only,
-        };
-        // Nobody is sent to a device that is not surely this volume's.
+        // Nobody is sent to a device that is not surely this volume's. One from before the volume grew is smaller, and
+        // grows now that its requests have somewhere to go.
         let found = self.find(volume)?;
-        if found != [device.clone()] {
+        let [device] = found.as_slice() else {
             return Err(DeviceError::Failed(format!(
-                "the kernel was asked for {device:?} and has {found:?}"
+                "the kernel was asked for one device and has {found:?}"
+            )));
+        };
+        if device.index != index || device.read_only != wish.read_only || device.size > wish.size {
+            return Err(DeviceError::Failed(format!(
+                "the kernel was asked for device {index} of {} bytes and has {device:?}",
+                wish.size
             )));
         }
         nbddev::make_node(index, &device.path()).map_err(|error| failed(&error))?;
