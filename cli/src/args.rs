@@ -204,6 +204,11 @@ pub(crate) fn volume_size(text: &str) -> Result<VolumeSize, String> {
     })
 }
 
+/// Bytes a second.
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
+    size::parse(text).map_err(|e| e.to_string())
+}
+
 /// `key=value`; an empty value is allowed.
 pub(crate) fn property(text: &str) -> Result<(String, String), String> {
     let (key, value) = text

@@ -37,6 +37,9 @@ pub(crate) enum ClassVerb {
         /// Node property that must be the same for all replicas
         #[arg(long, value_name = "PROPERTY", value_parser = args::property_key)]
         together: Option<String>,
+        /// Days between scrubs of its volumes; 0: none but those asked for [default: as the cluster does]
+        #[arg(long, value_name = "DAYS")]
+        scrub_days: Option<u16>,
     },
     /// All classes
     List,
@@ -65,6 +68,7 @@ pub(crate) async fn run(context: &Context, verb: ClassVerb) -> Result<(), Failur
             transport,
             spread,
             together,
+            scrub_days,
         } => {
             let replicas = replicas.unwrap_or(0);
             let spec = ClassSpec {
@@ -75,6 +79,7 @@ pub(crate) async fn run(context: &Context, verb: ClassVerb) -> Result<(), Failur
                 transport,
                 spread,
                 together,
+                scrub_days,
             };
             if context.planned(&Wish::CreateClass(&spec)).await? {
                 return Ok(());
@@ -174,6 +179,7 @@ mod tests {
             transport: None,
             spread: None,
             together: None,
+            scrub_days: None,
         };
         Class {
             spec,

@@ -19,6 +19,7 @@ mod attach;
 mod clone;
 mod delete;
 mod resize;
+mod scrub;
 mod shown;
 
 use attach::{AttachArgs, DetachArgs};
@@ -72,6 +73,8 @@ pub(crate) enum VolumeVerb {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
         min_in_sync: u8,
     },
+    /// Compare all copies, block by block, and make them equal; it may be in use
+    Scrub(scrub::ScrubArgs),
     /// After the catalogue was restored from an old backup: take over what a volume's replicas say
     Adopt(adopt::AdoptArgs),
     /// Give a node the volume as a device
@@ -138,6 +141,7 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
         VolumeVerb::Describe { name } => context.out.object(&client.volume(&name).await?, shown::describe),
         VolumeVerb::Resize { name, size } => resize::resize(context, &name, size).await,
         VolumeVerb::Set { name, min_in_sync } => resize::set(context, &name, min_in_sync).await,
+        VolumeVerb::Scrub(args) => scrub::scrub(context, args).await,
         VolumeVerb::Delete {
             name,
             force,

@@ -102,6 +102,7 @@ fn volume(state: VolumeState) -> Volume {
         config: 0,
         min_in_sync: 1,
         growing_to_bytes: None,
+        scrub: None,
         replicas: vec![Replica {
             leaving: false,
             replaces: None,

@@ -94,6 +94,13 @@ struct Tending {
     #[arg(long, env = "STOR_REPLACE_SHARE", value_name = "PERCENT", default_value_t = 34,
         value_parser = clap::value_parser!(u8).range(1..=100))]
     replace_share: u8,
+    /// Days after which the copies of a volume are compared again, where its class does not say; 0: never
+    #[arg(long, env = "STOR_SCRUB_DAYS", value_name = "DAYS", default_value_t = 30)]
+    scrub_days: u16,
+    /// MiB a second that a scrub reads of each replica; a quarter of that while clients wait for something
+    #[arg(long, env = "STOR_SCRUB_RATE", value_name = "MIB", default_value_t = 32,
+        value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    scrub_rate: u32,
 }
 
 impl Tending {
@@ -102,6 +109,8 @@ impl Tending {
             replace_after: (self.replace_after > 0)
                 .then(|| Duration::from_secs(self.replace_after.saturating_mul(60))),
             replace_share: self.replace_share,
+            scrub_days: self.scrub_days,
+            scrub_rate: u64::from(self.scrub_rate) << 20,
         }
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use stor_replication::body::Body;
 use stor_replication::catalogue::{Member, MemberState, VolumeRow};
 use stor_replication::engine::{Command, Engine, Event, LinkId, Request, Start};
-use stor_replication::ids::{CacheId, ConfigSeq, Epoch, IoId, Loss, OpId, ReplicaId, View};
+use stor_replication::ids::{CacheId, ConfigSeq, Epoch, IoId, Loss, OpId, ReplicaId, ScrubRun, View};
 use stor_replication::info::Info;
 use stor_replication::range::ByteRange;
+use stor_replication::scrub::ScrubAsk;
 use stor_replication::time::Time;
 use stor_replication::wire::{Header, Kind, Status};
 use uuid::Uuid;
@@ -130,6 +131,14 @@ impl World {
                     request: client(from),
                 }
             }
+            6 if from.byte() < 16 => Event::Scrub((from.byte() < 200).then(|| ScrubAsk {
+                run: ScrubRun(u64::from(from.byte() % 4)),
+                from: from.number(SIZE),
+                reports: u32::from(from.byte() % 4),
+                found: 0,
+                rate: 1 << 30,
+                mend: from.byte().is_multiple_of(2),
+            })),
             _ => self.answer(from)?,
         })
     }
@@ -150,13 +159,13 @@ impl World {
             header.length = u32::try_from(from.number(SIZE) % (1 << 32)).ok()?;
         }
         if odd % 16 == 3 {
-            header.kind = Kind::try_from(from.byte() % 14).ok()?;
+            header.kind = Kind::try_from(from.byte() % 17).ok()?;
         }
         let body = match header.kind {
             Kind::Read => Body::Data(odd),
             Kind::Open if !odd.is_multiple_of(4) => Body::Bytes(info().encode()),
             Kind::Open => Body::Bytes(odd_info(from).encode()),
-            Kind::GetMap | Kind::Extents => Body::Bytes(from.some(96).to_vec()),
+            Kind::GetMap | Kind::Extents | Kind::Digest => Body::Bytes(from.some(96).to_vec()),
             _ => Body::None,
         };
         Some(Event::Answer {

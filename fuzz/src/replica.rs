@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use stor_replication::body::Body;
+use stor_replication::digest::Digests;
 use stor_replication::disk::{PAGE, PageId, Superblock, encode_page};
 use stor_replication::ids::{CacheId, ConnId, Lineage};
 use stor_replication::range::{ByteRange, MAX_VOLUME};
@@ -101,6 +102,10 @@ pub(crate) fn requests(input: &[u8]) {
                     op,
                     extents: Vec::new(),
                 },
+                Some((op, DiskAction::Digest { .. })) => Event::Digested {
+                    op,
+                    digests: from.byte().is_multiple_of(2).then(Digests::default),
+                },
                 Some((op, DiskAction::MaySnapshot(_) | DiskAction::Snapshot(_))) => Event::SnapshotDone {
                     op,
                     result: outcome(from.byte()).map_err(|_| SnapshotError::Failed),
@@ -168,7 +173,8 @@ fn range<P>(action: &DiskAction<P>) -> Option<ByteRange> {
         DiskAction::Write { range, .. }
         | DiskAction::Zero { range, .. }
         | DiskAction::Read { range }
-        | DiskAction::Extents { range } => Some(*range),
+        | DiskAction::Extents { range }
+        | DiskAction::Digest { range } => Some(*range),
         DiskAction::Flush | DiskAction::MaySnapshot(_) | DiskAction::Snapshot(_) => None,
     }
 }

@@ -103,6 +103,7 @@ impl Engine {
             syncing: Vec::new(),
             counters: Counters::default(),
             snapshot: None,
+            scrub: None,
         };
         send(stream, &FromEngine::Report(report))?;
         if self.name().starts_with("proposer") && !self.outcome {

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use stor_replication::catalogue::{Change, Refusal, VolumeRow};
 use stor_replication::engine::{SnapshotAsk, SnapshotStage};
-use stor_replication::ids::{Epoch, ReplicaId, SnapshotId, VolumeId};
+use stor_replication::ids::{Epoch, ReplicaId, ScrubRun, SnapshotId, VolumeId};
+use stor_replication::scrub::ScrubAsk;
 use stor_right::SignedRight;
 
 /// Largest message, bytes.
@@ -83,6 +84,9 @@ pub struct Config {
     /// The snapshot to be made now.
     #[serde(default)]
     pub snapshot: Option<SnapshotAsk>,
+    /// The scrub that is to go on.
+    #[serde(default)]
+    pub scrub: Option<ScrubAsk>,
     /// What replicas are opened with; renewed as long as the volume is attached.
     #[serde(default)]
     pub right: SignedRight,
@@ -150,6 +154,20 @@ pub struct Report {
     /// The snapshot at hand.
     #[serde(default)]
     pub snapshot: Option<(SnapshotId, SnapshotStage)>,
+    /// The scrub at hand.
+    #[serde(default)]
+    pub scrub: Option<Scrub>,
+}
+
+/// How far a scrub is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Scrub {
+    /// Which.
+    pub run: ScrubRun,
+    /// Everything before is done.
+    pub cursor: u64,
+    /// Why it does not go on; empty when it does.
+    pub waits: String,
 }
 
 /// A running resync.

@@ -172,6 +172,7 @@ impl Engine {
             transport: Transport::Socket { path: socket.clone() },
             read_only: false,
             snapshot: None,
+            scrub: None,
             right,
         };
         let mut engine = Self {

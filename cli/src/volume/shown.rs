@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use stor_api::objects::{Attachment, AttachmentState, Replica, ReplicaState, Volume, VolumeState};
+use stor_api::objects::{
+    Attachment, AttachmentState, Replica, ReplicaState, ScrubState, Volume, VolumeState,
+};
 use stor_api::size;
 
 use crate::output::width;
@@ -79,6 +81,7 @@ pub(super) fn table(volumes: &[Volume]) -> Table {
         Column::right("ALLOCATED"),
         Column::left("ATTACHED"),
         Column::optional("CLASS"),
+        Column::optional("SCRUB"),
         Column::optional("REASON"),
     ]);
     for volume in volumes {
@@ -98,6 +101,7 @@ pub(super) fn table(volumes: &[Volume]) -> Table {
                 attached.into()
             },
             volume.class.clone().unwrap_or_default().into(),
+            scrub_cell(volume),
             volume.reason.clone().into(),
         ]);
     }
@@ -134,7 +138,8 @@ pub(super) fn describe(volume: &Volume) -> String {
                 times => format!("changed {times} times"),
             },
         )
-        .field("Created", crate::event::short_time(&volume.created));
+        .field("Created", crate::event::short_time(&volume.created))
+        .optional("Scrub", &scrubbed(volume));
     let mut text = fields.render();
     text.extend([format!(
         "\nReplicas\n{}",
@@ -160,6 +165,41 @@ pub(super) fn describe(volume: &Volume) -> String {
         }
     }
     text
+}
+
+/// What a list says of scrubs: one that is under way, and what nobody has looked at.
+fn scrub_cell(volume: &Volume) -> Cell {
+    let Some(scrub) = &volume.scrub else {
+        return "".into();
+    };
+    match (scrub.state, scrub.unacknowledged) {
+        (ScrubState::Running, 0) => Cell::new(format!("{:.0} %", scrub.percent), Tone::Warn),
+        (ScrubState::Running, found) => {
+            Cell::new(format!("{:.0} %, {found} found", scrub.percent), Tone::Bad)
+        }
+        (_, 0) => "".into(),
+        (_, found) => Cell::new(format!("{found} found"), Tone::Bad),
+    }
+}
+
+/// How its last scrub went, and when the copies were last known to be compared.
+fn scrubbed(volume: &Volume) -> String {
+    let Some(scrub) = &volume.scrub else {
+        return String::new();
+    };
+    let when = match (&scrub.ended, &scrub.last_complete) {
+        (Some(ended), _) => format!(", {}", crate::event::short_time(ended)),
+        (None, Some(last)) => format!("; the last one ended {}", crate::event::short_time(last)),
+        (None, None) => String::new(),
+    };
+    let seen = match scrub.unacknowledged {
+        0 => String::new(),
+        _ => format!(
+            "; not acknowledged (storctl volume scrub {} --acknowledge)",
+            volume.name
+        ),
+    };
+    format!("{}{when}{seen}", super::scrub::in_words(scrub))
 }
 
 /// A volume in one line, and its replicas.
@@ -306,6 +346,7 @@ mod tests {
             id: "0191d5b4-0000-7000-8000-000000000001".into(),
             size_bytes: 10 << 30,
             growing_to_bytes: None,
+            scrub: None,
             class: Some("fast".into()),
             state: VolumeState::Degraded,
             reason: "replica 2 on s2 is not in sync: unreachable".into(),

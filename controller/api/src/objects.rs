@@ -17,8 +17,8 @@ pub use snapshot::{
 };
 pub use volume::{
     Attachment, AttachmentSpec, AttachmentState, Counters, Deletion, PlacementVerdict, Plan, Replica,
-    ReplicaSpec, ReplicaState, Tombstone, TombstoneState, Volume, VolumeAdoption, VolumeChange, VolumeSpec,
-    VolumeState,
+    ReplicaSpec, ReplicaState, Scrub, ScrubSpec, ScrubState, Tombstone, TombstoneState, Volume,
+    VolumeAdoption, VolumeChange, VolumeSpec, VolumeState,
 };
 
 /// A page of a list.

@@ -88,6 +88,7 @@ fn volume() -> Volume {
         }),
         doubt: true,
         grow_to: None,
+        scrub: None,
     }
 }
 

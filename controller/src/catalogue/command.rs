@@ -317,6 +317,31 @@ pub enum Action {
         /// Replicas.
         least: u8,
     },
+    /// All copies of a volume are to be compared.
+    StartScrub {
+        /// Volume.
+        volume: String,
+        /// The cluster wants it by itself.
+        scheduled: bool,
+        /// What differs is made equal.
+        mend: bool,
+        /// Bytes each replica may read a second.
+        rate: u64,
+    },
+    /// The scrub under way ends.
+    EndScrub {
+        /// Volume.
+        volume: String,
+        /// Only this one; `None`: whichever.
+        run: Option<u64>,
+        /// It took too long; otherwise somebody wants it.
+        overdue: bool,
+    },
+    /// Somebody has seen what scrubs found.
+    AcknowledgeScrub {
+        /// Volume.
+        volume: String,
+    },
     /// Every replica in sync reported this size: the volume has it.
     GrowVolume {
         /// Volume.
@@ -588,6 +613,9 @@ pub struct ClassWish {
     pub spread: Option<String>,
     /// Property that must be the same.
     pub together: Option<String>,
+    /// Days between scrubs; `None`: as the cluster does, 0: never.
+    #[serde(default)]
+    pub scrub_days: Option<u16>,
 }
 
 /// What a user asked for; kept to tell a repeated create from another.

@@ -15,6 +15,7 @@ use super::row::{
     Attachment, Class, Event, History, Node, Place, Pool, PoolOn, ReplicaPhase, Signer, Tombstone, Volume,
     VolumePhase,
 };
+use super::scrub::Scrub;
 use super::sql;
 
 type Result<T> = std::result::Result<T, Error>;
@@ -133,6 +134,7 @@ impl FromRow<'_, SqliteRow> for Class {
                 transport: row.try_get("transport")?,
                 spread: row.try_get("spread")?,
                 together: row.try_get("together")?,
+                scrub_days: row.try_get("scrub_days")?,
             },
             volumes: row.try_get("volumes")?,
             revision: row.try_get("revision")?,
@@ -188,6 +190,7 @@ impl FromRow<'_, SqliteRow> for Volume {
             attachment,
             doubt: row.try_get("doubt")?,
             grow_to: row.try_get("grow_to")?,
+            scrub: Scrub::beside(row)?,
         })
     }
 }
@@ -427,6 +430,8 @@ pub enum Which<'a> {
     Unhealed,
     /// Without an owner, and a snapshot of it is to be made.
     Snapping,
+    /// Without an owner, and a scrub of it is under way.
+    Scrubbing,
     /// Attached to be healed.
     Healing,
     /// Whose engine is asked to end.
@@ -450,6 +455,7 @@ pub async fn volumes_which(conn: &mut SqliteConnection, which: Which<'_>) -> Res
         Which::Attached => sqlx::query_scalar(sql::VOLUME_IDS_ATTACHED),
         Which::Unhealed => sqlx::query_scalar(sql::VOLUME_IDS_UNHEALED),
         Which::Snapping => sqlx::query_scalar(sql::VOLUME_IDS_SNAPPING),
+        Which::Scrubbing => sqlx::query_scalar(sql::VOLUME_IDS_SCRUBBING),
         Which::Healing => sqlx::query_scalar(sql::VOLUME_IDS_HEALING),
         Which::Detaching => sqlx::query_scalar(sql::VOLUME_IDS_DETACHING),
         Which::Doubted => sqlx::query_scalar(sql::VOLUME_IDS_DOUBTED),

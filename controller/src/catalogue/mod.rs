@@ -10,6 +10,7 @@ pub mod command;
 pub mod load;
 pub mod outcome;
 pub mod row;
+pub mod scrub;
 pub mod snapshot;
 mod sql;
 #[cfg(test)]

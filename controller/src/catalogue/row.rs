@@ -8,6 +8,7 @@ use stor_right::PublicKey;
 use uuid::Uuid;
 
 use super::command::{ClassWish, Device, Leaving, NodeKind, PoolKind, PoolWish, Probe, Purpose, VolumeWish};
+use super::scrub::Scrub;
 
 /// A node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -107,6 +108,8 @@ pub struct Volume {
     pub doubt: bool,
     /// Size it is to have; its replicas have it first.
     pub grow_to: Option<u64>,
+    /// The scrub under way, or the last.
+    pub scrub: Option<Scrub>,
 }
 
 /// Which history of the catalogue this is.

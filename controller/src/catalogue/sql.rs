@@ -76,13 +76,13 @@ statements! {
     DELETE_POOL = "DELETE FROM pools WHERE name = ? AND node = ?";
     DELETE_NODE_POOLS = "DELETE FROM pools WHERE node = ?";
 
-    CLASSES_PAGE = "SELECT c.name, c.replicas, c.pool, c.tags, c.transport, c.spread, c.together, c.revision, \
+    CLASSES_PAGE = "SELECT c.name, c.replicas, c.pool, c.tags, c.transport, c.spread, c.together, c.scrub_days, c.revision, \
         (SELECT COUNT(*) FROM volumes v WHERE v.class = c.name) AS volumes FROM classes c \
         WHERE c.name > ? ORDER BY c.name LIMIT ?";
-    CLASS = "SELECT c.name, c.replicas, c.pool, c.tags, c.transport, c.spread, c.together, c.revision, \
+    CLASS = "SELECT c.name, c.replicas, c.pool, c.tags, c.transport, c.spread, c.together, c.scrub_days, c.revision, \
         (SELECT COUNT(*) FROM volumes v WHERE v.class = c.name) AS volumes FROM classes c WHERE c.name = ?";
-    INSERT_CLASS = "INSERT INTO classes (name, replicas, pool, tags, transport, spread, together, revision) \
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+    INSERT_CLASS = "INSERT INTO classes (name, replicas, pool, tags, transport, spread, together, scrub_days, revision) \
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
     DELETE_CLASS = "DELETE FROM classes WHERE name = ?";
 
     VOLUME_ID = "SELECT id FROM volumes WHERE name = ?";
@@ -97,6 +97,9 @@ statements! {
     /// Detached volumes of which a snapshot is to be made.
     VOLUME_IDS_SNAPPING = "SELECT s.volume FROM snapshots s JOIN volumes v ON v.id = s.volume \
         WHERE s.phase = 'creating' AND v.owner IS NULL";
+    /// Detached volumes of which a scrub is under way.
+    VOLUME_IDS_SCRUBBING = "SELECT s.volume FROM scrubs s JOIN volumes v ON v.id = s.volume \
+        WHERE s.phase = 'running' AND v.owner IS NULL";
     VOLUME_IDS_HEALING = "SELECT volume FROM attachments WHERE purpose = 'healing'";
     VOLUME_IDS_DETACHING = "SELECT volume FROM attachments WHERE detaching = 1";
     VOLUME_IDS_LEAVING = "SELECT DISTINCT volume FROM replicas WHERE leaving = 1";
@@ -105,8 +108,10 @@ statements! {
     /// `?` is a JSON list of ids.
     VOLUMES = "SELECT v.id, v.name, v.phase, v.size, v.epoch, v.config, v.owner, v.clean, v.clean_before, \
         v.lineage, v.min_in_sync, v.class, v.wish, v.created, v.revision, v.doubt, v.grow_to, \
-        a.transport, a.read_only, a.purpose, a.detaching \
-        FROM volumes v LEFT JOIN attachments a ON a.volume = v.id \
+        a.transport, a.read_only, a.purpose, a.detaching, \
+        s.run, s.phase AS scrub_phase, s.scheduled, s.mend, s.rate, s.cursor, s.reports, s.found, s.chosen, s.mended, \
+        s.remaining, s.begun, s.ended, s.completed, s.open, s.open_bad \
+        FROM volumes v LEFT JOIN attachments a ON a.volume = v.id LEFT JOIN scrubs s ON s.volume = v.id \
         WHERE v.id IN (SELECT value FROM json_each(?)) ORDER BY v.name";
     /// `?` is a JSON list of volume ids.
     REPLICAS = "SELECT volume, replica, node, pool, phase, in_sync, joined, since, reason, leaving, replaces FROM replicas \
@@ -214,6 +219,24 @@ statements! {
         read_only = excluded.read_only, purpose = excluded.purpose, detaching = 0";
     MARK_DETACHING = "UPDATE attachments SET detaching = 1 WHERE volume = ?";
     DELETE_ATTACHMENT = "DELETE FROM attachments WHERE volume = ?";
+
+    BEGIN_SCRUB = "INSERT INTO scrubs (volume, run, phase, scheduled, mend, rate, cursor, reports, found, chosen, \
+        mended, remaining, begun, open, open_bad) VALUES (?, 1, 'running', ?, ?, ?, 0, 0, 0, 0, 0, 0, ?, 0, 0) \
+        ON CONFLICT (volume) DO UPDATE SET run = run + 1, phase = 'running', scheduled = excluded.scheduled, \
+        mend = excluded.mend, rate = excluded.rate, cursor = 0, reports = 0, found = 0, chosen = 0, mended = 0, \
+        remaining = 0, begun = excluded.begun, ended = NULL";
+    CHANGE_SCRUB = "UPDATE scrubs SET mend = ?, rate = ?, scheduled = 0 WHERE volume = ?";
+    /// Cursor; places found; of these chosen; mended; left.
+    SCRUB_REPORTED = "UPDATE scrubs SET cursor = ?1, reports = reports + 1, found = found + ?2, chosen = chosen + ?3, \
+        mended = mended + ?4, remaining = remaining + ?5, open = open + ?2, open_bad = MIN(open + ?2, open_bad + ?3 + ?5) \
+        WHERE volume = ?6";
+    /// Whatever was found before and is not found any more needs nobody's word.
+    END_SCRUB = "UPDATE scrubs SET phase = ?1, ended = ?2, \
+        completed = CASE ?1 WHEN 'complete' THEN ?2 ELSE completed END, \
+        open = CASE WHEN ?1 = 'complete' AND found = 0 THEN 0 ELSE open END, \
+        open_bad = CASE WHEN ?1 = 'complete' AND found = 0 THEN 0 ELSE open_bad END WHERE volume = ?3";
+    CLOSE_FINDINGS = "UPDATE scrubs SET open = 0, open_bad = 0 WHERE volume = ?";
+    DELETE_SCRUB = "DELETE FROM scrubs WHERE volume = ?";
 
     INSERT_EVENT = "INSERT INTO events (seq, time, severity, kind, object, message) \
         SELECT COALESCE(MAX(seq), 0) + 1, ?, ?, ?, ?, ? FROM events";

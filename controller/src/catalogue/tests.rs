@@ -321,6 +321,7 @@ async fn replaying_the_log_gives_the_same_database() {
         transport: Some("fuse".into()),
         spread: Some("zone".into()),
         together: None,
+        scrub_days: None,
     }))
     .await
     .unwrap();

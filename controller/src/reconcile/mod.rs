@@ -14,6 +14,7 @@ pub mod emptying;
 mod emptying_tests;
 mod healing;
 mod mended;
+mod scrubs;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -29,10 +30,12 @@ use tokio::sync::watch;
 use crate::catalogue::Action;
 use crate::catalogue::load::{self, Which};
 use crate::catalogue::row::{Node, Volume};
+use crate::catalogue::scrub::Scrub;
 use crate::catalogue::snapshot;
 use crate::cluster::{Cluster, Look, Trouble};
 use crate::observed::Observations;
 use crate::plan;
+use crate::policy::Policy;
 use clones::Clones;
 use healing::Healing;
 use mended::Mended;
@@ -61,7 +64,8 @@ pub async fn run(cluster: Arc<Cluster>) {
 
 async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
     let (mut applied, mut reports) = (cluster.raft.applied(), cluster.observed.changes());
-    let (mut healing, mut batches) = (Healing::default(), Batches::default());
+    let (mut healing, mut batches, mut look_at) =
+        (Healing::default(), Batches::default(), scrubs::Pace::default());
     let mut mended = Mended::default();
     let mut evened: Option<Instant> = None;
     let mut clones = Clones::default();
@@ -71,7 +75,7 @@ async fn lead(cluster: &Cluster, leadership: &mut watch::Receiver<Leadership>) {
         applied.borrow_and_update();
         reports.borrow_and_update();
         let settled = cluster.settled();
-        match actions(cluster, settled, &mut healing, &mut batches).await {
+        match actions(cluster, settled, &mut healing, &mut batches, &mut look_at).await {
             Ok(mut actions) => {
                 actions.extend(mended.decide(&cluster.observed.look()));
                 propose(cluster, actions).await;
@@ -108,6 +112,7 @@ async fn actions(
     settled: bool,
     healing: &mut Healing,
     batches: &mut Batches,
+    look_at: &mut scrubs::Pace,
 ) -> Result<Vec<Action>, Trouble> {
     let mut look = cluster.look_local().await?;
     let moving = load::moving(look.rows()).await?;
@@ -119,6 +124,11 @@ async fn actions(
     let mut unhealed = load::volumes_which(look.rows(), Which::Unhealed).await?;
     let moved = snapshot::snapshots(look.rows(), snapshot::Which::Moving).await?;
     for volume in load::volumes_which(look.rows(), Which::Snapping).await? {
+        if !unhealed.iter().any(|known| known.row.volume == volume.row.volume) {
+            unhealed.push(volume);
+        }
+    }
+    for volume in load::volumes_which(look.rows(), Which::Scrubbing).await? {
         if !unhealed.iter().any(|known| known.row.volume == volume.row.volume) {
             unhealed.push(volume);
         }
@@ -141,12 +151,19 @@ async fn actions(
         .map(|empty| empty.node.clone());
     healing.gone = gone.collect();
     actions.extend(batches.decide(&moved, &attached, &seen, Instant::now()));
-    healing.wait_for(snapshots::wanted(&moved));
+    let mut needed = snapshots::wanted(&moved);
+    let scrubbed = unhealed.iter().chain(&being_healed);
+    let scrubbed = scrubbed.filter(|volume| volume.scrub.as_ref().is_some_and(Scrub::is_running));
+    needed.extend(scrubbed.map(|volume| volume.row.volume));
+    healing.wait_for(needed);
     actions.extend(healing.decide(&unhealed, &being_healed, &seen, led, Instant::now()));
     actions.extend(changes::leaving(&leaving, &seen));
     actions.extend(changes::growing(&growing, &seen));
     if !empty.is_empty() {
         actions.extend(emptying::actions(plan_emptying(&mut look, &empty).await?));
+    }
+    if settled && look_at.is_time(Instant::now()) {
+        actions.extend(due_scrubs(&mut look, cluster.policy).await?);
     }
     actions.truncate(BATCH);
     actions.extend(doubts(&mut look, &nodes, &seen).await?);
@@ -165,6 +182,17 @@ async fn even_out(cluster: &Cluster) -> Result<Vec<Action>, Trouble> {
     let mut actions = snapshots::even_out(&uneven, &volumes, &look.seen);
     actions.truncate(BATCH);
     Ok(actions)
+}
+
+/// Scrubs to begin and to give up.
+async fn due_scrubs(look: &mut Look, policy: Policy) -> Result<Vec<Action>, Trouble> {
+    let volumes = load::volumes_which(look.rows(), Which::All).await?;
+    let mut classes = BTreeMap::new();
+    for class in load::classes_page(look.rows(), "", u64::from(u32::MAX)).await? {
+        classes.insert(class.wish.name.clone(), class);
+    }
+    let now = jiff::Timestamp::now();
+    Ok(scrubs::decide(&volumes, &classes, &look.seen, policy, now))
 }
 
 /// What becomes of every replica on these nodes, in the order of volumes.

@@ -81,6 +81,7 @@ fn volume(n: u128) -> Volume {
         }),
         doubt: false,
         grow_to: None,
+        scrub: None,
     }
 }
 

@@ -78,6 +78,7 @@ pub(super) fn volume() -> Volume {
         attachment: None,
         doubt: false,
         grow_to: None,
+        scrub: None,
     }
 }
 

@@ -86,6 +86,7 @@ pub(super) async fn create(
         transport: spec.transport,
         spread: spec.spread,
         together: spec.together,
+        scrub_days: spec.scrub_days,
     };
     let step = format!("make class {}", spec.name);
     change(&cluster, manner, Action::CreateClass(wish), step, |outcome| {

@@ -28,6 +28,7 @@ mod place;
 mod pools;
 mod problem;
 mod replicas;
+mod scrubs;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -93,6 +94,8 @@ fn documented() -> OpenApiRouter<Arc<Cluster>> {
         .routes(routes!(classes::get, classes::delete))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::get, deletion::delete, replicas::change))
+        .routes(routes!(scrubs::start, scrubs::cancel))
+        .routes(routes!(scrubs::acknowledge))
         .routes(routes!(deletion::tombstones))
         .routes(routes!(volumes::replicas_of, replicas::create))
         .routes(routes!(replicas::delete))

@@ -8,6 +8,7 @@ use stor_replication::ids::ReplicaId;
 use super::wire::{self, Addresses};
 use crate::catalogue::load::{self, Which};
 use crate::catalogue::row::{PoolOn, ReplicaPhase, Signer, Tombstone, Volume};
+use crate::catalogue::scrub::Scrub;
 use crate::catalogue::snapshot::{self, Copy, CopyPhase, Snapshot, SnapshotPhase, Source};
 use crate::rights::Issuer;
 
@@ -244,6 +245,18 @@ fn engine(node: &str, volume: &Volume, addresses: &Addresses) -> Option<proto::E
         stop: attachment.detaching && !volume.doubt,
         snapshot_id: String::new(),
         snapshot_hold: false,
+        scrub: volume
+            .scrub
+            .as_ref()
+            .and_then(Scrub::ask)
+            .map(|ask| proto::Scrub {
+                run: ask.run.0,
+                from: ask.from,
+                reports: ask.reports,
+                found: ask.found,
+                rate: ask.rate,
+                mend: ask.mend,
+            }),
         volume: Some(wire::volume(&volume.row, &volume.name, addresses)),
     })
 }

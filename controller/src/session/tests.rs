@@ -74,6 +74,7 @@ fn volume() -> Volume {
         }),
         doubt: false,
         grow_to: None,
+        scrub: None,
     }
 }
 

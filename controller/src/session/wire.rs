@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use stor_proto::satellite as proto;
-use stor_replication::catalogue::{Change, MemberState, Refusal, SnapshotTrouble, VolumeRow};
-use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, SnapshotId, View, VolumeId};
+use stor_replication::catalogue::{Change, MAX_REPLICAS, MemberState, Refusal, SnapshotTrouble, VolumeRow};
+use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, ScrubRun, SnapshotId, View, VolumeId};
+use stor_replication::scrub::{Finding, ScrubEnd, ScrubReport};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -27,6 +28,9 @@ pub enum Malformed {
     /// Not a reason.
     #[error("{0:?} is not a reason to eject a replica")]
     Reason(String),
+    /// More than anybody has to say.
+    #[error("a report of a scrub with too many places")]
+    TooMuch,
     /// A message without its content.
     #[error("the request asks for nothing this version knows")]
     Empty,
@@ -141,8 +145,45 @@ pub fn change(ask: &proto::ChangeView, caller: &str) -> Result<(VolumeId, Change
             why: snapshot_trouble(&failed.why).ok_or_else(|| Malformed::Reason(cut(&failed.why)))?,
             replica: failed.replica.map(ReplicaId),
         },
+        Ask::Scrubbed(told) => Change::Scrubbed {
+            expect: Epoch(told.expect_epoch),
+            report: scrub_report(told)?,
+        },
     };
     Ok((volume_id(&ask.volume_id)?, change))
+}
+
+/// Most places in one report: the sectors of a block.
+const MOST_FINDINGS: usize = 16;
+
+fn scrub_report(told: &proto::Scrubbed) -> Result<ScrubReport, Malformed> {
+    let small = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
+    let numbers = |replicas: &[u32]| replicas.iter().copied().map(ReplicaId).collect();
+    let finding = |one: &proto::ScrubFinding| Finding {
+        offset: one.offset,
+        length: one.length,
+        wrong: numbers(&one.wrong),
+        unreadable: numbers(&one.unreadable),
+        right: one.right.map(ReplicaId),
+        agree: small(one.agree),
+        of: small(one.of),
+    };
+    let few = |one: &proto::ScrubFinding| one.wrong.len().max(one.unreadable.len()) <= MAX_REPLICAS;
+    if told.findings.len() > MOST_FINDINGS || !told.findings.iter().all(few) {
+        return Err(Malformed::TooMuch);
+    }
+    Ok(ScrubReport {
+        run: ScrubRun(told.run),
+        reports: told.reports,
+        cursor: told.cursor,
+        findings: told.findings.iter().map(finding).collect(),
+        mended: told.mended,
+        left: told.left,
+        end: match told.end.as_str() {
+            "" => None,
+            end => Some(ScrubEnd::from_word(end).ok_or_else(|| Malformed::Reason(cut(end)))?),
+        },
+    })
 }
 
 /// A refusal's code.
@@ -156,6 +197,7 @@ pub fn refusal_code(refusal: &Refusal) -> &'static str {
         Refusal::NoSuchReplica { .. } => "no-such-replica",
         Refusal::SnapshotIncomplete { .. } => "snapshot-incomplete",
         Refusal::NoSuchSnapshot { .. } => "no-such-snapshot",
+        Refusal::NoSuchScrub { .. } => "no-such-scrub",
         Refusal::NothingToDo { .. } => "nothing-to-do",
         Refusal::TooManyReplicas { .. } => "too-many-replicas",
         Refusal::Smaller { .. } => "smaller",

@@ -11,6 +11,7 @@ use stor_api::size;
 use stor_replication::catalogue::EjectReason;
 
 use super::history;
+use super::scrubs;
 use super::volume::{LAST, REPLACE};
 use crate::catalogue::command::Purpose;
 use crate::catalogue::row;
@@ -55,6 +56,7 @@ pub fn status(facts: Facts<'_>) -> Status {
     checks.extend(nodes(facts.nodes));
     checks.extend(pools(facts.pools));
     checks.extend(volumes(facts.volumes));
+    checks.extend(scrubs::checks(facts.rows));
     checks.extend(history::checks(&facts));
     checks.extend(left_behind(facts.tombstones));
     checks.extend(super::snapshot::checks(facts.snapshots, facts.rows, facts.seen));
@@ -505,10 +507,13 @@ fn because(volume: &Volume) -> String {
 fn work(rows: &[row::Volume], volumes: &[Volume]) -> Vec<String> {
     let mut lines = Vec::new();
     for (row, volume) in rows.iter().zip(volumes) {
+        let scrubbed = scrubs::work(volume);
         let healing = row
             .attachment
             .as_ref()
             .is_some_and(|a| a.purpose == Purpose::Healing);
+        let healing = healing && scrubbed.is_none();
+        lines.extend(scrubbed);
         if let (true, Some(node)) = (healing, &row.row.owner) {
             lines.push(format!(
                 "volume {}: node {node} brings its replicas up to date",

@@ -4,6 +4,7 @@
 mod health;
 mod history;
 mod node;
+mod scrubs;
 mod snapshot;
 #[cfg(test)]
 mod tests;

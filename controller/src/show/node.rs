@@ -101,6 +101,7 @@ pub fn class(row: &row::Class) -> Class {
             transport: wish.transport.clone(),
             spread: wish.spread.clone(),
             together: wish.together.clone(),
+            scrub_days: wish.scrub_days,
         },
         volumes: row.volumes,
         revision: row.revision,

@@ -80,6 +80,7 @@ fn volume() -> row::Volume {
         }),
         doubt: false,
         grow_to: None,
+        scrub: None,
     }
 }
 

@@ -1,13 +1,15 @@
 //! Volumes, their replicas and attachments.
 
-use stor_api::objects::{Attachment, AttachmentState, Counters, Replica, ReplicaState, Volume, VolumeState};
+use stor_api::objects::{
+    Attachment, AttachmentState, Counters, Replica, ReplicaState, Scrub, ScrubState, Volume, VolumeState,
+};
 use stor_proto::satellite::{EngineState, EngineStatus, ReplicaState as Reported, ReplicaStatus};
 use stor_replication::catalogue::MemberState;
 use stor_replication::ids::ReplicaId;
 
 use crate::behind;
 use crate::catalogue::command::Purpose;
-use crate::catalogue::row;
+use crate::catalogue::{row, scrub as row_scrub};
 use crate::observed::{LOST_AFTER, Observations};
 
 /// A volume with all that belongs to it.
@@ -42,8 +44,52 @@ pub fn volume(row: &row::Volume, seen: &Observations) -> Volume {
         min_in_sync: row.row.min_in_sync,
         replicas,
         attachments: attachment.into_iter().collect(),
+        scrub: row.scrub.as_ref().map(|is| scrub(row, is, seen)),
         created: row.created.clone(),
         revision: row.row.revision,
+    }
+}
+
+/// The scrub of a volume: what is kept of it, and how far its engine says it is.
+fn scrub(row: &row::Volume, is: &row_scrub::Scrub, seen: &Observations) -> Scrub {
+    use row_scrub::ScrubPhase;
+    let state = match is.phase {
+        ScrubPhase::Running => ScrubState::Running,
+        ScrubPhase::Complete => ScrubState::Complete,
+        ScrubPhase::TooMuch => ScrubState::TooMuch,
+        ScrubPhase::Cancelled => ScrubState::Cancelled,
+        ScrubPhase::Overdue => ScrubState::Overdue,
+    };
+    let told = engine(row, seen).and_then(|engine| engine.scrub.as_ref());
+    let told = told.filter(|told| told.run == is.run && is.is_running());
+    let compared = told
+        .map_or(is.cursor, |told| told.cursor.max(is.cursor))
+        .min(row.row.size);
+    let reason = match told {
+        _ if !is.is_running() => String::new(),
+        Some(told) => told.waits.clone(),
+        None if row.row.owner.is_none() => {
+            "an engine is started for it as soon as all replicas in sync are there".to_owned()
+        }
+        None => "its engine has not taken it up yet".to_owned(),
+    };
+    Scrub {
+        run: is.run,
+        state,
+        reason,
+        scheduled: is.scheduled,
+        check_only: !is.mend,
+        percent: percent(compared, row.row.size),
+        compared_bytes: compared,
+        bytes_per_second: is.rate,
+        found: is.found,
+        chosen: is.chosen,
+        mended: is.mended,
+        remaining: is.remaining,
+        begun: is.begun.clone(),
+        ended: is.ended.clone(),
+        last_complete: is.completed.clone(),
+        unacknowledged: is.open,
     }
 }
 

@@ -314,6 +314,7 @@ async fn a_class_fills_in_and_a_plan_changes_nothing() {
         transport: Some("socket".into()),
         spread: None,
         together: None,
+        scrub_days: None,
     };
     client.create_class(&class).await.unwrap();
     let safe = VolumeSpec {

@@ -13,7 +13,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, SnapshotId, View, VolumeId};
+use crate::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, ScrubRun, SnapshotId, View, VolumeId};
+use crate::scrub::ScrubReport;
 
 /// The most replicas one volume can have, present and absent together.
 pub const MAX_REPLICAS: usize = 8;
@@ -204,6 +205,13 @@ pub enum Change {
         /// At which replica, if at one.
         replica: Option<ReplicaId>,
     },
+    /// How far the scrub of an engine is, and what it found. Changes nothing of the row but its revision.
+    Scrubbed {
+        /// Epoch of the engine.
+        expect: Epoch,
+        /// What it says.
+        report: ScrubReport,
+    },
     /// A further replica, empty: it is brought up to date like one that was away.
     Place {
         /// Its number, never used before in this volume.
@@ -277,6 +285,14 @@ pub enum Refusal {
     NoSuchSnapshot {
         /// The snapshot.
         snapshot: SnapshotId,
+    },
+    /// The scrub is not wanted any more, or the report was made already.
+    #[error("report {report} of scrub {run} is not awaited")]
+    NoSuchScrub {
+        /// Which scrub.
+        run: ScrubRun,
+        /// Number of the report.
+        report: u32,
     },
     /// A member to remove is not in the set, or one to add already is.
     #[error("replica {replica} is already in the state asked for")]
@@ -398,7 +414,9 @@ pub fn decide(row: &VolumeRow, change: &Change) -> Result<VolumeRow, Refusal> {
                 return Err(Refusal::SnapshotIncomplete { snapshot, replica });
             }
         }
-        Change::SnapshotFailed { expect, .. } => expect_epoch(row, *expect)?,
+        Change::SnapshotFailed { expect, .. } | Change::Scrubbed { expect, .. } => {
+            expect_epoch(row, *expect)?;
+        }
         Change::Place { replica, node } => place(&mut next, *replica, node)?,
         Change::Leave { replica } => leave(row, &mut next, *replica)?,
         Change::Grow { size } => {

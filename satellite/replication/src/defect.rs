@@ -171,6 +171,18 @@ mod list {
         LeavesAtOnce "G2" "a member leaves though one that stays is not there or not right";
         TooSmallJoins "G3" "a replica smaller than the volume is brought up to date";
         GrownIsClean "G3" "what an absent replica has of the new part counts as known";
+        ScrubUnlocked "C1" "copies are compared while they are written";
+        ScrubUnequal "C1" "copies are compared while members may differ";
+        ScrubOfSome "C1" "copies are compared though a replica is away";
+        ScrubOldAnswer "C1" "what was answered to an earlier look counts";
+        ScrubLockStays "C1" "a look lasts until every member has answered, however long";
+        ScrubMinority "C2" "what the fewest copies hold is right";
+        ScrubFromDoubt "C3" "it is mended from a member that may lack what was acknowledged";
+        ScrubUngated "C3" "a scrub goes on while a snapshot is made";
+        ScrubUnflushed "C3" "what was mended need not be durable";
+        ScrubBlind "C3" "what was mended is not looked at again";
+        ScrubUntold "C4" "it is mended before the catalogue has heard of it";
+        ScrubUnpaced "C5" "a scrub goes as fast as disks can";
     }
 
     thread_local! {

@@ -62,6 +62,10 @@ number!(
     ReplicaId(u32)
 );
 number!(
+    /// A comparison of all copies of a volume, counted within it: each one that is begun has the next number.
+    ScrubRun(u64)
+);
+number!(
     /// A client request inside one engine. The shell keeps the request's buffer under this number.
     IoId(u64)
 );

@@ -141,6 +141,10 @@ impl Reader<'_> {
         self.take().map(Uuid::from_bytes)
     }
 
+    pub(crate) fn digest(&mut self) -> Option<[u8; 32]> {
+        self.take()
+    }
+
     pub(crate) fn flag(&mut self) -> Option<bool> {
         match self.take()? {
             [0] => Some(false),

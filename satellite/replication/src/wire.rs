@@ -19,6 +19,7 @@ use thiserror::Error;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::digest;
 use crate::extents::{EXTENT, MAX_EXTENTS};
 use crate::ids::{ConfigSeq, Epoch, OpId, ReplicaId, View, VolumeId};
 use crate::range::{ByteRange, MAX_REQUEST};
@@ -123,6 +124,9 @@ codes!(
         CopyDigests = 25,
         /// Read `length` bytes at `offset` of that copy.
         CopyRead = 26,
+        /// What `length` bytes at `offset` hold, in short; the answer's payload is a [`crate::digest`] of the whole
+        /// range or a beginning of it.
+        Digest = 16,
     }
 );
 
@@ -397,6 +401,7 @@ impl Framed {
             (Kind::Write, false) => self.payload == header.length && header.status == Status::Ok,
             (Kind::Read | Kind::CopyRead, true) => self.payload == data,
             (Kind::Extents, true) => self.payload as usize <= MAX_EXTENTS * EXTENT,
+            (Kind::Digest, true) => self.payload as usize <= digest::MAX_ANSWER,
             (
                 Kind::Write
                 | Kind::Zero
@@ -420,7 +425,8 @@ impl Framed {
                 | Kind::Ping
                 | Kind::Close
                 | Kind::CopyDigests
-                | Kind::CopyRead,
+                | Kind::CopyRead
+                | Kind::Digest,
                 false,
             ) => self.payload == 0,
             (Kind::Open, false) => self.payload <= MAX_RIGHT,

@@ -27,7 +27,8 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 use stor_proto::satellite as proto;
 use stor_replication::engine::SnapshotAsk;
-use stor_replication::ids::{Epoch, Lineage, ReplicaId, VolumeId};
+use stor_replication::ids::{Epoch, Lineage, ReplicaId, ScrubRun, VolumeId};
+use stor_replication::scrub::ScrubAsk;
 use stor_right::{Keyring, PublicKey, TrustedKey};
 use thiserror::Error;
 
@@ -108,6 +109,8 @@ pub struct WantedEngine {
     pub stop: bool,
     /// The snapshot to be made now.
     pub snapshot: Option<SnapshotAsk>,
+    /// The scrub that is to go on.
+    pub scrub: Option<ScrubAsk>,
     /// Its volume.
     pub volume: Volume,
 }
@@ -266,9 +269,18 @@ fn wanted_engine(from: proto::Engine) -> Result<WantedEngine, RowError> {
             hold: from.snapshot_hold,
         }),
     };
+    let scrub = from.scrub.map(|scrub| ScrubAsk {
+        run: ScrubRun(scrub.run),
+        from: scrub.from,
+        reports: scrub.reports,
+        found: scrub.found,
+        rate: scrub.rate,
+        mend: scrub.mend,
+    });
     Ok(WantedEngine {
         transport,
         snapshot,
+        scrub,
         read_only: from.read_only,
         stop: from.stop,
         volume: volume.try_into()?,

@@ -10,6 +10,7 @@ use stor_replication::catalogue::{
 };
 use stor_replication::ids::{ConfigSeq, Epoch, Lineage, ReplicaId, SnapshotId, View, VolumeId};
 use stor_replication::range::{MAX_VOLUME, SECTOR};
+use stor_replication::scrub::{Finding, ScrubReport};
 use stor_right::SignedRight;
 use thiserror::Error;
 use uuid::Uuid;
@@ -226,6 +227,7 @@ pub fn change_message(volume: VolumeId, change: &Change) -> Result<proto::Change
             why: why.to_string(),
             replica: replica.map(|replica| replica.0),
         }),
+        Change::Scrubbed { expect, report } => Message::Scrubbed(scrubbed(expect.0, report)),
         Change::Attach { .. } | Change::Place { .. } | Change::Leave { .. } | Change::Grow { .. } => {
             return Err(RowError::Unknown {
                 what: "the change",
@@ -237,6 +239,33 @@ pub fn change_message(volume: VolumeId, change: &Change) -> Result<proto::Change
         volume_id: volume.to_string(),
         change: Some(change),
     })
+}
+
+fn scrubbed(expect_epoch: u64, report: &ScrubReport) -> proto::Scrubbed {
+    let numbers = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.0).collect();
+    let finding = |one: &Finding| proto::ScrubFinding {
+        offset: one.offset,
+        length: one.length,
+        wrong: numbers(&one.wrong),
+        unreadable: numbers(&one.unreadable),
+        right: one.right.map(|replica| replica.0),
+        agree: u32::from(one.agree),
+        of: u32::from(one.of),
+    };
+    proto::Scrubbed {
+        expect_epoch,
+        run: report.run.0,
+        reports: report.reports,
+        cursor: report.cursor,
+        findings: report.findings.iter().map(finding).collect(),
+        mended: report.mended,
+        left: report.left,
+        end: match report.end {
+            None => "",
+            Some(end) => end.word(),
+        }
+        .to_owned(),
+    }
 }
 
 /// Why a change was refused, given the row it was refused on. The message carries the code only; the rule
@@ -261,7 +290,8 @@ fn expected_view(row: &VolumeRow, change: &Change) -> View {
         Change::Attach { expect, .. }
         | Change::Restart { expect, .. }
         | Change::Detach { expect, .. }
-        | Change::SnapshotFailed { expect, .. } => View {
+        | Change::SnapshotFailed { expect, .. }
+        | Change::Scrubbed { expect, .. } => View {
             epoch: *expect,
             config: row.view.config,
         },

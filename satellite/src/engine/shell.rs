@@ -24,7 +24,7 @@ use super::ublk::Ublk;
 use super::{Args, EngineError};
 use crate::channel::Channel;
 use crate::control::{
-    Config, Counters, FromEngine, Progress, Report, State as ToldState, ToEngine, Transport,
+    Config, Counters, FromEngine, Progress, Report, Scrub, State as ToldState, ToEngine, Transport,
 };
 use crate::data::Data;
 use crate::quiet::Quiet;
@@ -183,6 +183,7 @@ impl Shell {
         let mut completions = Vec::new();
         self.step(Event::Tick);
         self.step(Event::Snapshot(self.config.snapshot));
+        self.step(Event::Scrub(self.config.scrub));
         loop {
             self.settle();
             match self.engine.state(now()) {
@@ -411,6 +412,7 @@ impl Shell {
                 self.config = config;
                 self.step(Event::Row(row));
                 self.step(Event::Snapshot(self.config.snapshot));
+                self.step(Event::Scrub(self.config.scrub));
             }
             ToEngine::Outcome { id, row, refusal } => {
                 self.agent.settled(id);
@@ -465,6 +467,11 @@ impl Shell {
                 held_longest_us: c.held_longest_us,
             },
             snapshot: self.engine.snapshot(),
+            scrub: self.engine.scrub().map(|scrub| Scrub {
+                run: scrub.run,
+                cursor: scrub.cursor,
+                waits: scrub.waits.unwrap_or_default(),
+            }),
         }
     }
 

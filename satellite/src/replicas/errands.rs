@@ -4,16 +4,18 @@
 
 use std::io;
 
+use stor_replication::digest::Digests;
 use stor_replication::extents::Extent;
 use stor_replication::ids::ConnId;
 use stor_replication::replica::{DiskError, Event, SnapshotError};
 use stor_replication::right::Authorised;
 use stor_replication::wire::Header;
 
+use super::digests;
 use super::extents;
 use super::grow;
 use super::pre_sync::{self, Next, Taken};
-use super::serve::Copying;
+use super::serve::{Copying, Question};
 use super::server::{Key, Loop, Slot, pool_of};
 use super::snapshot;
 use super::thin;
@@ -30,6 +32,8 @@ const MAX_HELD: usize = 16;
 pub(super) enum Done {
     /// Extents of an operation's range.
     Found(u64, Vec<Extent>),
+    /// What an operation's range holds, in short, or that it could not be told.
+    Digested(u64, Option<Digests>),
     /// A copy for a snapshot could be made, or was made, or not.
     Snapshot(u64, Result<(), SnapshotError>),
     /// The present state was kept, or not.
@@ -88,6 +92,10 @@ impl Loop<'_> {
                 served.looked();
                 self.step(key, Event::ExtentsFound { op, extents });
             }
+            Done::Digested(op, digests) => {
+                served.looked();
+                self.step(key, Event::Digested { op, digests });
+            }
             Done::Snapshot(op, result) => {
                 served.snapshot_over();
                 self.stir();
@@ -125,21 +133,27 @@ impl Loop<'_> {
         self.close_when_idle(key);
     }
 
-    /// Has a replica's next question for extents looked into.
+    /// Has a replica's next question about a range looked into.
     pub(super) fn look(&mut self, key: Key) {
         let Some(Slot::Served(served)) = self.slots.get_mut(&key) else {
             return;
         };
-        let Some((op, range, fd)) = served.next_look() else {
+        let Some((op, range, question, fd)) = served.next_look() else {
             return;
         };
         // A descriptor of its own: the reactor's may be closed only when this is done, and then it is.
         let file = self.reactor.descriptor(fd).map(|file| file.try_clone_to_owned());
-        let nothing = move || Done::Found(op, Vec::new());
+        let nothing = move || match question {
+            Question::Extents => Done::Found(op, Vec::new()),
+            Question::Digests => Done::Digested(op, None),
+        };
         self.send_out(
             key,
             move || match file {
-                Some(Ok(file)) => Done::Found(op, extents::find(&file, range)),
+                Some(Ok(file)) => match question {
+                    Question::Extents => Done::Found(op, extents::find(&file, range)),
+                    Question::Digests => Done::Digested(op, digests::find(&file, range)),
+                },
                 Some(Err(_)) | None => nothing(),
             },
             move |_| nothing(),
@@ -272,6 +286,7 @@ pub(super) fn says_full(event: &Event<Data>) -> bool {
         | Event::Open { .. }
         | Event::Gone { .. }
         | Event::ExtentsFound { .. }
+        | Event::Digested { .. }
         | Event::SnapshotDone { .. }
         | Event::Grown { .. }
         | Event::Tick => None,

@@ -1,6 +1,7 @@
 //! The replica server: serves the node's replicas to engines, on a thread of its own.
 
 pub(crate) mod content;
+mod digests;
 mod errands;
 mod extents;
 mod gate;

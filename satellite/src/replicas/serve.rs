@@ -61,8 +61,8 @@ pub(super) struct Served {
     /// No more connections; closed when idle.
     pub(super) closing: bool,
     commands: Vec<Command<Data>>,
-    /// Questions for extents: the first is being looked into if `looking`.
-    looks: VecDeque<(u64, ByteRange)>,
+    /// Questions for extents and digests: the first is being looked into if `looking`.
+    looks: VecDeque<(u64, ByteRange, Question)>,
     looking: bool,
     /// Copies for snapshots to be made, or asked about: the first is being done if `copying`.
     snapshots: VecDeque<(u64, SnapshotId, Copying)>,
@@ -79,6 +79,15 @@ pub(super) struct Served {
     failures: Quiet,
     /// Engines that wait for that to be kept.
     pub(super) held: Vec<(ConnId, Header, Authorised)>,
+}
+
+/// What is asked about a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Question {
+    /// Which parts are holes.
+    Extents,
+    /// What it holds, in short.
+    Digests,
 }
 
 /// What is asked about a copy for a snapshot.
@@ -147,14 +156,14 @@ impl Served {
         self.pending == 0
     }
 
-    /// The next question for extents, one at a time, and the file to look into.
-    pub(super) fn next_look(&mut self) -> Option<(u64, ByteRange, Fd)> {
+    /// The next question about a range, one at a time, and the file to look into.
+    pub(super) fn next_look(&mut self) -> Option<(u64, ByteRange, Question, Fd)> {
         if self.looking {
             return None;
         }
-        let (op, range) = self.looks.front()?;
+        let (op, range, question) = self.looks.front()?;
         self.looking = true;
-        Some((*op, *range, self.data))
+        Some((*op, *range, *question, self.data))
     }
 
     /// The question was looked into.
@@ -276,7 +285,8 @@ impl Served {
                 let token = tokens.token(Work::Read { op, len });
                 reactor.read_at(self.data, pool.take(len), range.offset, len, token);
             }
-            DiskAction::Extents { range } => self.looks.push_back((op, range)),
+            DiskAction::Extents { range } => self.looks.push_back((op, range, Question::Extents)),
+            DiskAction::Digest { range } => self.looks.push_back((op, range, Question::Digests)),
             DiskAction::MaySnapshot(snapshot) => self.snapshots.push_back((op, snapshot, Copying::May)),
             DiskAction::Snapshot(snapshot) => self.snapshots.push_back((op, snapshot, Copying::Make)),
             DiskAction::Flush => {

@@ -347,6 +347,7 @@ impl World {
         };
         let engine = WantedEngine {
             snapshot: None,
+            scrub: None,
             transport: self.transport,
             read_only: self.read_only,
             stop,

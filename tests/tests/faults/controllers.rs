@@ -46,6 +46,7 @@ async fn commands(client: Client, number: usize) -> anyhow::Result<()> {
             transport: None,
             spread: None,
             together: None,
+            scrub_days: None,
         };
         let made = client.create_class(&class).await;
         made.with_context(|| format!("creating class {name}"))?;

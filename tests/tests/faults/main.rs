@@ -21,5 +21,6 @@ mod power;
 mod replicas;
 mod resync;
 mod rights;
+mod scrub;
 mod stopping;
 mod takeover;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::objects::{
     AttachmentSpec, ClassSpec, NodeChange, NodeSpec, OrphanRemoval, PoolChange, PoolSpec, ReplicaSpec,
-    RestoreSpec, SnapshotsSpec, VolumeAdoption, VolumeChange, VolumeSpec,
+    RestoreSpec, ScrubSpec, SnapshotsSpec, VolumeAdoption, VolumeChange, VolumeSpec,
 };
 
 /// A change somebody wants.
@@ -73,6 +73,12 @@ pub enum Wish<'a> {
     },
     /// Change a volume.
     ChangeVolume { name: &'a str, change: &'a VolumeChange },
+    /// Compare all copies of a volume.
+    Scrub { volume: &'a str, spec: &'a ScrubSpec },
+    /// End that.
+    CancelScrub { volume: &'a str },
+    /// Take what was found for seen.
+    AcknowledgeScrub { volume: &'a str },
     /// Give a volume one more replica.
     CreateReplica { volume: &'a str, spec: &'a ReplicaSpec },
     /// Take a replica away from a volume.
@@ -178,6 +184,24 @@ impl Wish<'_> {
                 Method::PATCH,
                 format!("volumes/{}", segment(name)),
                 body(change),
+                false,
+            ),
+            Self::Scrub { volume, spec } => (
+                Method::POST,
+                format!("volumes/{}/scrub", segment(volume)),
+                body(spec),
+                false,
+            ),
+            Self::CancelScrub { volume } => (
+                Method::DELETE,
+                format!("volumes/{}/scrub", segment(volume)),
+                None,
+                false,
+            ),
+            Self::AcknowledgeScrub { volume } => (
+                Method::POST,
+                format!("volumes/{}/scrub/acknowledge", segment(volume)),
+                None,
                 false,
             ),
             Self::CreateReplica { volume, spec } => (

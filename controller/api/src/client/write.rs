@@ -3,8 +3,8 @@
 use super::{Client, Error, Wish};
 use crate::objects::{
     Attachment, AttachmentSpec, Class, ClassSpec, Node, NodeChange, NodeSpec, OrphanRemoval, Page, Plan,
-    Pool, PoolChange, PoolSpec, ReplicaSpec, RestoreSpec, Snapshot, SnapshotsSpec, Volume, VolumeAdoption,
-    VolumeChange, VolumeSpec,
+    Pool, PoolChange, PoolSpec, ReplicaSpec, RestoreSpec, ScrubSpec, Snapshot, SnapshotsSpec, Volume,
+    VolumeAdoption, VolumeChange, VolumeSpec,
 };
 
 impl Client {
@@ -105,6 +105,21 @@ impl Client {
     /// Changes a volume; done when it has the size asked for.
     pub async fn change_volume(&self, name: &str, change: &VolumeChange) -> Result<Volume, Error> {
         self.send(&Wish::ChangeVolume { name, change }, false).await
+    }
+
+    /// Begins to compare all copies of a volume; done when [`Volume::scrub`] is not running any more.
+    pub async fn scrub(&self, volume: &str, spec: &ScrubSpec) -> Result<Volume, Error> {
+        self.send(&Wish::Scrub { volume, spec }, false).await
+    }
+
+    /// Ends the scrub under way.
+    pub async fn cancel_scrub(&self, volume: &str) -> Result<Volume, Error> {
+        self.send(&Wish::CancelScrub { volume }, false).await
+    }
+
+    /// Says that what scrubs found was seen.
+    pub async fn acknowledge_scrub(&self, volume: &str) -> Result<Volume, Error> {
+        self.send(&Wish::AcknowledgeScrub { volume }, false).await
     }
 
     /// Gives a volume one more replica; done when that is in sync, and the one it replaces is gone.

@@ -155,6 +155,9 @@ pub struct ClassSpec {
     /// Node property whose value must be the same for all replicas.
     #[serde(default)]
     pub together: Option<String>,
+    /// Days between scrubs of its volumes; 0: none but those asked for; absent: as the cluster does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scrub_days: Option<u16>,
 }
 
 /// A class as it is kept.

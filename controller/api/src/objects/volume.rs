@@ -109,6 +109,73 @@ pub struct Replica {
     pub replaces: Option<u32>,
 }
 
+/// Life of a scrub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScrubState {
+    /// Copies are being compared, or will be; see `reason`.
+    Running,
+    /// Everything was compared.
+    Complete,
+    /// Ended because so much differed.
+    TooMuch,
+    /// Somebody ended it.
+    Cancelled,
+    /// Given up, as it did not come to its end in time.
+    Overdue,
+}
+
+/// The comparison of all copies of a volume that is under way, or was the last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Scrub {
+    /// Rises with each scrub of the volume.
+    pub run: u64,
+    /// Where it is in its life.
+    pub state: ScrubState,
+    /// Why it does not go on now; empty otherwise.
+    pub reason: String,
+    /// The cluster began it by itself.
+    pub scheduled: bool,
+    /// What differs is only told.
+    pub check_only: bool,
+    /// How far it is, 0 to 100.
+    pub percent: f64,
+    /// Bytes compared.
+    pub compared_bytes: u64,
+    /// Bytes a second it may read of each replica.
+    pub bytes_per_second: u64,
+    /// Places that differed or could not be read.
+    pub found: u32,
+    /// Of these, where it could not be known which copy is right.
+    pub chosen: u32,
+    /// Made equal.
+    pub mended: u32,
+    /// Still differ.
+    pub remaining: u32,
+    /// When it began.
+    pub begun: String,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ended: Option<String>,
+    /// When all copies were last compared to the end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_complete: Option<String>,
+    /// Places found by this and earlier ones that nobody acknowledged; a scrub that finds nothing takes them back.
+    pub unacknowledged: u64,
+}
+
+/// Begins a scrub.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScrubSpec {
+    /// Only tell what differs, change nothing.
+    #[serde(default)]
+    pub check_only: bool,
+    /// Bytes a second to read of each replica; absent: as the cluster does.
+    #[serde(default)]
+    pub bytes_per_second: Option<u64>,
+}
+
 /// Gives a volume one more replica. What is absent is chosen by the rules the volume was made with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -253,6 +320,9 @@ pub struct Volume {
     pub replicas: Vec<Replica>,
     /// Where it is used.
     pub attachments: Vec<Attachment>,
+    /// The comparison of all its copies that is under way, or was the last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scrub: Option<Scrub>,
     /// When it was made.
     pub created: String,
     /// Catalogue revision of its last change.

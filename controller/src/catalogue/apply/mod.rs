@@ -8,6 +8,7 @@ mod node;
 mod pool;
 mod replica;
 mod restore;
+mod scrub;
 mod signer;
 mod snapshot;
 mod tombstone;
@@ -202,6 +203,14 @@ impl Apply<'_> {
             Action::SetLeastInSync { name, expect, least } => {
                 self.set_least_in_sync(name, *expect, *least).await
             }
+            Action::StartScrub {
+                volume,
+                scheduled,
+                mend,
+                rate,
+            } => self.start_scrub(volume, *scheduled, *mend, *rate).await,
+            Action::EndScrub { volume, run, overdue } => self.end_scrub(volume, *run, *overdue).await,
+            Action::AcknowledgeScrub { volume } => self.acknowledge_scrub(volume).await,
             Action::GrowVolume { volume, size } => self.grow_volume(*volume, *size).await,
         }
     }

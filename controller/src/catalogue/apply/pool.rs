@@ -249,6 +249,7 @@ impl Apply<'_> {
             .bind(&wish.transport)
             .bind(&wish.spread)
             .bind(&wish.together)
+            .bind(wish.scrub_days)
             .bind(integer(self.index))
             .execute(&mut *self.conn)
             .await?;
@@ -326,6 +327,12 @@ fn class_difference(is: &ClassWish, wish: &ClassWish) -> String {
         ("spread", &is.spread, &wish.spread),
         ("together", &is.together, &wish.together),
     ];
+    if is.scrub_days != wish.scrub_days {
+        return match is.scrub_days {
+            Some(days) => format!("its volumes are scrubbed every {days} days"),
+            None => "its volumes are scrubbed as the cluster does".to_owned(),
+        };
+    }
     let differing = values.into_iter().find(|(_, is, wished)| is != wished);
     match differing {
         Some((what, Some(value), _)) => format!("its {what} is {value}"),

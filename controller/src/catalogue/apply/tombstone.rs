@@ -71,7 +71,12 @@ impl Apply<'_> {
     async fn bury(&mut self, volume: &Volume, force: &ForcedDelete) -> Done<()> {
         let id = volume.row.volume.to_string();
         self.bury_replicas(volume, force).await?;
-        for statement in [sql::DELETE_REPLICAS, sql::DELETE_ATTACHMENT, sql::DELETE_VOLUME] {
+        for statement in [
+            sql::DELETE_REPLICAS,
+            sql::DELETE_ATTACHMENT,
+            sql::DELETE_SCRUB,
+            sql::DELETE_VOLUME,
+        ] {
             sqlx::query(statement).bind(&id).execute(&mut *self.conn).await?;
         }
         self.touch_replica_nodes(volume).await?;

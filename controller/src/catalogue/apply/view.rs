@@ -42,6 +42,7 @@ impl Apply<'_> {
         }
         let mut row = decide(&volume.row, change).map_err(|refusal| refused(&volume, refusal))?;
         let snapshot = self.check_snapshot(&volume, change).await?;
+        Self::check_scrub(&volume, change)?;
         if let Change::Add { member, .. } = change {
             row = Self::succeed(&volume, row, *member);
         }
@@ -50,6 +51,9 @@ impl Apply<'_> {
         }
         if let Some(snapshot) = snapshot {
             self.snapshot_told(&volume, &snapshot, change).await?;
+        }
+        if let Change::Scrubbed { report, .. } = change {
+            self.scrub_told(&volume, report).await?;
         }
         let row = self.store_row(&volume, row).await?;
         self.tell(&volume, &row, change).await?;
@@ -255,7 +259,8 @@ impl Apply<'_> {
             | Change::Leave { .. }
             | Change::Grow { .. }
             | Change::SnapshotReady { .. }
-            | Change::SnapshotFailed { .. } => {}
+            | Change::SnapshotFailed { .. }
+            | Change::Scrubbed { .. } => {}
             Change::Restart { owner, .. } => {
                 let message = format!("The engine of volume {name} on node {owner} was restarted.");
                 self.event(Weight::Warning, "engine-restarted", &object, &message)

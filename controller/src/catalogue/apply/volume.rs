@@ -302,6 +302,7 @@ impl Apply<'_> {
                 .bind(id.to_string())
                 .execute(&mut *self.conn)
                 .await?;
+            self.forget_scrub(id).await?;
             let object = Object::new(Kind::Volume, &volume.name);
             let message = format!("Volume {} is gone with all its replicas.", volume.name);
             self.event(Weight::Info, "volume-deleted", &object, &message)

@@ -109,6 +109,7 @@ async fn creates_are_idempotent_and_differences_are_named() {
             transport: transport.map(str::to_owned),
             spread: None,
             together: None,
+            scrub_days: None,
         })
     };
     assert_eq!(c.run(class(3, Some("fuse"))).await, Ok(Outcome::Created));

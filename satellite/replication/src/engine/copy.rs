@@ -1,5 +1,5 @@
 //! Copies between replicas, under a range lock (R12): to make members equal after a crash (R8), to write an unreadable
-//! block again, to bring a returning replica up to date.
+//! block again, to mend what a scrub found, to bring a returning replica up to date.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -33,6 +33,8 @@ pub(super) enum Reason {
     Mend(ReplicaId),
     /// This replica missed it.
     Sync(ReplicaId),
+    /// A scrub found that these, by their bits, do not hold what that one does.
+    Scrub { source: ReplicaId, targets: u16 },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,10 +138,11 @@ impl<P: Clone> Engine<P> {
             //= docs/replication.md#R12
             Reason::Sync(_) if defect!(PassFromAnyone) => self.any_source(range, failed, None),
             Reason::Sync(_) => self.any_source(range, failed | self.lacking(range), None),
+            Reason::Scrub { source, .. } => self.scrub_source(source, range, failed),
         };
         let hopeless = match reason {
-            // Whoever wants the bytes again finds the block unreadable again.
-            Reason::Mend(_) => true,
+            // Whoever wants the bytes, or looks at them again, finds them as they were.
+            Reason::Mend(_) | Reason::Scrub { .. } => true,
             Reason::Repair => !self.members().any(|(_, peer)| self.may_repair_from(peer, failed)),
             Reason::Sync(_) => self.members().all(|(_, peer)| failed & peer.bit != 0),
         };
@@ -242,8 +245,14 @@ impl<P: Clone> Engine<P> {
             .peers
             .iter()
             .filter(|(replica, _)| match reason {
-                Reason::Repair => self.is_member(**replica) && Some(**replica) != source,
+                Reason::Repair | Reason::Scrub { .. } => {
+                    self.is_member(**replica) && Some(**replica) != source
+                }
                 Reason::Mend(target) | Reason::Sync(target) => **replica == target,
+            })
+            .filter(|(_, peer)| match reason {
+                Reason::Scrub { targets, .. } => peer.bit & targets != 0,
+                Reason::Repair | Reason::Mend(_) | Reason::Sync(_) => true,
             })
             .map(|(replica, peer)| (*replica, peer.bit))
             .collect();
@@ -254,8 +263,11 @@ impl<P: Clone> Engine<P> {
         if !matches!(reason, Reason::Sync(_)) && !defect!(CopyNotTracked) {
             self.tracker.begin(now, range);
         }
+        //= docs/replication.md#C3
+        // What was mended and comes back with a loss of power could be taken for right by the repair that follows (R8).
+        let fua = matches!(reason, Reason::Scrub { .. }) && !defect!(ScrubUnflushed);
         let message = match data {
-            Some(data) => data_message(Kind::Write, range, false, Body::Data(data)),
+            Some(data) => data_message(Kind::Write, range, fua, Body::Data(data)),
             None => Message {
                 flags: flags::DISCARD,
                 ..data_message(Kind::Zero, range, false, Body::None)
@@ -298,7 +310,7 @@ impl<P: Clone> Engine<P> {
                     self.urgent.remove(&block);
                 });
             }
-            Reason::Mend(_) => self.counters.repaired_bytes += job.range.len,
+            Reason::Mend(_) | Reason::Scrub { .. } => self.counters.repaired_bytes += job.range.len,
             Reason::Sync(replica) => self.sync_copied(now, replica, job.range, out),
         }
         self.unlock(now, Holder::Copy(id), out);
@@ -323,7 +335,7 @@ impl<P: Clone> Engine<P> {
         let (range, reason) = (job.part(), job.reason);
         job.failed |= bit;
         let whole = job.piece.is_none() && range.len > SECTOR;
-        if whole && !matches!(reason, Reason::Mend(_)) {
+        if whole && !matches!(reason, Reason::Mend(_) | Reason::Scrub { .. }) {
             job.piece = Some(ByteRange::new(range.offset, SECTOR));
             job.failed = 0;
             return self.restart_copy(now, id, out);
@@ -338,7 +350,7 @@ impl<P: Clone> Engine<P> {
                 let second = ByteRange::new(range.offset + first, range.len - first);
                 self.mend(now, target, second, out);
             }
-            Reason::Mend(_) => {}
+            Reason::Mend(_) | Reason::Scrub { .. } => {}
             Reason::Repair | Reason::Sync(_) => self.mend(now, replica, range, out),
         }
     }
@@ -353,7 +365,7 @@ impl<P: Clone> Engine<P> {
         match job.reason {
             Reason::Sync(replica) => self.abort_sync(now, replica, out),
             // The block stays unreadable there; to remove the replica for it would cost a copy of the rest.
-            Reason::Mend(_) => {}
+            Reason::Mend(_) | Reason::Scrub { .. } => {}
             // What another member holds is older than what the client was told: no read may show it.
             Reason::Repair if self.members().any(|(_, peer)| job.failed & peer.bit == 0) => {
                 self.fail(FailReason::CacheLost, out);

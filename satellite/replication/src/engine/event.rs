@@ -8,6 +8,7 @@ use crate::catalogue::{Change, Refusal, VolumeRow};
 use crate::extents::Extent;
 use crate::ids::{IoId, ReplicaId};
 use crate::range::ByteRange;
+use crate::scrub::ScrubAsk;
 use crate::wire::Header;
 
 /// A connection attempt to a replica; never used again within an engine.
@@ -91,6 +92,8 @@ pub enum Event<P> {
     },
     /// The snapshot the catalogue wants made now; `None`: none, or no more.
     Snapshot(Option<SnapshotAsk>),
+    /// The scrub the catalogue wants to go on; `None`: none, or no more.
+    Scrub(Option<ScrubAsk>),
     /// End in order.
     Stop,
     /// The time [`Engine::deadline`] named has come.

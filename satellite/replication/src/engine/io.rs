@@ -412,6 +412,7 @@ impl<P: Clone> Engine<P> {
             match next {
                 Holder::Io(io) => self.issue(now, io, out),
                 Holder::Copy(copy) => self.copy_locked(now, copy, out),
+                Holder::Scrub(look) => self.scrub_locked(now, look, out),
             }
         }
     }

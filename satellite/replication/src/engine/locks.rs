@@ -15,6 +15,8 @@ pub(super) enum Holder {
     Io(IoId),
     /// A copy between replicas.
     Copy(u64),
+    /// A look of a scrub.
+    Scrub(u64),
 }
 
 #[derive(Clone, Copy, Debug)]

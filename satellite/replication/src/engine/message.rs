@@ -27,6 +27,8 @@ pub(super) enum Purpose {
     /// Whether a snapshot could be made, and the snapshot; the attempt.
     MaySnapshot(u64),
     Snapshot(u64),
+    /// What copies hold; the look.
+    Digest(u64),
     /// Nothing follows from the answer but a lease.
     Ping,
     /// Asked before the promise is given: nothing follows from the answer, whatever it is, but that the
@@ -250,6 +252,7 @@ impl<P: Clone> Engine<P> {
             Purpose::DirtyMap(from) => self.dirty_words(now, replica, from, body.bytes(), out),
             Purpose::Sync(_) => self.sync_answered(now, replica, sent, Status::Ok, body.bytes(), out),
             Purpose::MaySnapshot(_) | Purpose::Snapshot(_) => self.snapshot_answered(replica, &sent.purpose),
+            Purpose::Digest(number) => self.digested(replica, number, body.bytes()),
             Purpose::Ping | Purpose::Knock => {}
         }
         // A joining replica moves on when it has answered what came before.

@@ -33,12 +33,14 @@ mod peer;
 mod read;
 mod repair;
 mod resync;
+mod scrub;
 mod snapshot;
 mod source;
 mod start;
 mod state;
 mod stop;
 mod tracker;
+mod verdict;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -53,10 +55,12 @@ use copy::CopyJob;
 use io::Io;
 use locks::Locks;
 use peer::Peer;
+use scrub::Scrubs;
 use snapshot::Snapshots;
 use tracker::Tracker;
 
 pub use event::{Command, Event, IoError, LinkId, Request};
+pub use scrub::{LOOK, ScrubStatus};
 pub use snapshot::{GATE, SnapshotAsk, SnapshotStage};
 pub use state::{Counters, FailReason, Progress, State};
 
@@ -147,6 +151,7 @@ pub struct Engine<P> {
     next_proposal: u64,
     next_own_io: u64,
     snapshots: Snapshots,
+    scrubs: Scrubs,
     counters: Counters,
     advance_at: Time,
     clean_at: Time,
@@ -192,6 +197,7 @@ impl<P: Clone> Engine<P> {
             next_proposal: 1,
             next_own_io: OWN_IO,
             snapshots: Snapshots::default(),
+            scrubs: Scrubs::default(),
             counters: Counters::default(),
             advance_at: now,
             clean_at: now,
@@ -230,7 +236,9 @@ impl<P: Clone> Engine<P> {
 
     /// When [`Event::Tick`] is due.
     pub fn deadline(&self) -> Time {
-        self.advance_at
+        self.scrubs
+            .due()
+            .map_or(self.advance_at, |due| due.min(self.advance_at))
     }
 
     /// Takes an event, appends what is to be done.
@@ -252,13 +260,16 @@ impl<P: Clone> Engine<P> {
                 refusal,
             } => {
                 self.snapshot_decided(now, proposal, refusal.is_some(), out);
+                self.scrub_decided(now, proposal, refusal.is_some(), out);
                 self.outcome(now, proposal, row, refusal.as_ref(), out);
             }
             Event::Snapshot(ask) => self.snapshots.ask(ask),
+            Event::Scrub(ask) => self.scrubs.ask(ask),
             Event::Stop => self.begin_stop(now),
             Event::Tick => self.stirred |= now >= self.advance_at,
         }
         self.tend_snapshot(now, out);
+        self.tend_scrub(now, out);
         if self.stirred {
             self.stirred = false;
             self.advance(now, out);

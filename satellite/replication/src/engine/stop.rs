@@ -93,6 +93,7 @@ impl<P: Clone> Engine<P> {
         self.unrepaired.clear();
         self.held.clear();
         self.snapshots.end();
+        self.scrubs.end();
         self.stirred = true;
     }
 }

@@ -3,6 +3,7 @@
 use super::{Command, DiskAction, DiskError, InFlight, Parked, Replica, reply};
 use crate::bitmap::Bitmap;
 use crate::body::Body;
+use crate::digest::{self, Digests};
 use crate::extents::{self, Extent};
 use crate::ids::{ConfigSeq, ConnId, ReplicaId};
 use crate::info::Reader;
@@ -30,6 +31,18 @@ impl<P: Clone> Replica<P> {
             Kind::Extents if !is_extents_range(header.range(), self.superblock.size) => {
                 reply(out, conn, &header, Status::Invalid);
             }
+            Kind::Digest if !digest::may_ask(header.range(), self.superblock.size) => {
+                reply(out, conn, &header, Status::Invalid);
+            }
+            Kind::Digest => self.disk_action(
+                now,
+                conn,
+                header,
+                DiskAction::Digest {
+                    range: header.range(),
+                },
+                out,
+            ),
             Kind::Extents => self.disk_action(
                 now,
                 conn,
@@ -176,6 +189,20 @@ impl<P: Clone> Replica<P> {
             Body::Bytes(extents::encode(&extents)),
             out,
         );
+    }
+
+    /// What a range holds is known, or can't be told now: then the engine asks again one day.
+    pub(super) fn digested(&mut self, op: u64, digests: Option<Digests>, out: &mut Vec<Command<P>>) {
+        let Some(InFlight {
+            conn,
+            header,
+            arrived,
+        }) = self.awaited(op)
+        else {
+            return;
+        };
+        let body = digests.map_or(Body::None, |digests| Body::Bytes(digest::encode(&digests)));
+        self.answer(arrived, conn, &header, body, out);
     }
 
     /// Something could not be done just now. Its engine sends it again on a new connection, after a pause.

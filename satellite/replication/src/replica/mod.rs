@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 use uuid::Uuid;
 
 use crate::body::Body;
+use crate::digest::Digests;
 use crate::disk::{Page, PageId, Superblock};
 use crate::extents::Extent;
 use crate::ids::{CacheId, ConnId, Epoch, ReplicaId, SnapshotId, View, VolumeId};
@@ -76,6 +77,13 @@ pub enum Event<P> {
         op: u64,
         /// From the beginning of the range on; what is left out or not known is data.
         extents: Vec<Extent>,
+    },
+    /// The same for a [`DiskAction::Digest`].
+    Digested {
+        /// Its number.
+        op: u64,
+        /// From the beginning of the range on; `None`: it could not be found out.
+        digests: Option<Digests>,
     },
     /// The same for a [`DiskAction::MaySnapshot`] or [`DiskAction::Snapshot`].
     SnapshotDone {
@@ -192,6 +200,11 @@ pub enum DiskAction<P> {
     Flush,
     /// Find out which parts are holes; tell [`Event::ExtentsFound`].
     Extents {
+        /// Where.
+        range: ByteRange,
+    },
+    /// Read and tell in short, unit by unit: see [`crate::digest`]; tell [`Event::Digested`].
+    Digest {
         /// Where.
         range: ByteRange,
     },
@@ -363,6 +376,7 @@ impl<P: Clone> Replica<P> {
             Event::Gone { conn } => self.gone(conn),
             Event::DiskDone { op, result } => self.disk_done(op, result, out),
             Event::ExtentsFound { op, extents } => self.extents_found(op, extents, out),
+            Event::Digested { op, digests } => self.digested(op, digests, out),
             Event::SnapshotDone { op, result } => self.snapshot_done(op, result, out),
             Event::PagesStored { result } => self.pages_stored(now, result, out),
             Event::Grown { size } => self.grown(size),

@@ -5,17 +5,20 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use stor_replication::body::Body;
-use stor_replication::catalogue::{Change, EjectReason, Member, MemberState, VolumeRow, decide};
+use stor_replication::catalogue::{Change, EjectReason, Member, MemberState, Refusal, VolumeRow, decide};
+use stor_replication::digest::{self, Digests, Unit};
 use stor_replication::disk::{PAGE, PageId, Superblock, encode_page};
 use stor_replication::engine::{self, Engine, IoError, LinkId, Request, SnapshotAsk, Start};
 use stor_replication::extents::{self, Extent};
 use stor_replication::ids::{
-    CacheId, ConfigSeq, ConnId, Epoch, IoId, Lineage, Loss, OpId, ReplicaId, SnapshotId, View, VolumeId,
+    CacheId, ConfigSeq, ConnId, Epoch, IoId, Lineage, Loss, OpId, ReplicaId, ScrubRun, SnapshotId, View,
+    VolumeId,
 };
 use stor_replication::info::{Info, Roster};
 use stor_replication::range::ByteRange;
 use stor_replication::replica::{self, DiskAction, DiskError, Replica};
 use stor_replication::right::Authorised;
+use stor_replication::scrub::{Finding, ScrubAsk, ScrubEnd};
 use stor_replication::time::Time;
 use stor_replication::wire::{DIRTY_MAP, Header, Kind, Status, flags};
 use uuid::Uuid;
@@ -336,6 +339,22 @@ pub(crate) struct Rig {
     pub(crate) info: BTreeMap<ReplicaId, Info>,
     /// First word of the dirty map of each.
     pub(crate) dirty: BTreeMap<ReplicaId, u64>,
+    /// What sectors of each are; zeroes where it is not said.
+    units: BTreeMap<(ReplicaId, u64), Unit>,
+    /// Bytes a scrub may read a second.
+    pub(crate) rate: u64,
+    /// Reports of it that the catalogue says it has heard.
+    pub(crate) reports: u32,
+    /// Digests answered; reads and writes of copies.
+    pub(crate) digested: u64,
+    pub(crate) copied_from: Vec<ReplicaId>,
+    pub(crate) copied_to: Vec<ReplicaId>,
+    /// Copies change nothing.
+    pub(crate) stubborn: bool,
+    /// What was told of scrubs and heard: places, how many were mended and left, how it ended.
+    pub(crate) found: Vec<Finding>,
+    pub(crate) outcome: (u32, u32),
+    pub(crate) ended: Option<ScrubEnd>,
 }
 
 impl Rig {
@@ -378,6 +397,16 @@ impl Rig {
             away: Vec::new(),
             info,
             dirty: BTreeMap::new(),
+            units: BTreeMap::new(),
+            rate: 1 << 40,
+            reports: 0,
+            digested: 0,
+            copied_from: Vec::new(),
+            copied_to: Vec::new(),
+            stubborn: false,
+            found: Vec::new(),
+            outcome: (0, 0),
+            ended: None,
         }
     }
 
@@ -471,10 +500,118 @@ impl Rig {
                 length: sent.header.length,
                 hole: true,
             }])),
+            Kind::Digest => Body::Bytes(digest::encode(&self.digests(sent))),
             Kind::Read => Body::Data(100 + u64::from(sent.replica.0)),
             _ => Body::None,
         };
+        self.note_copy(sent);
         self.answer_with(sent, Status::Ok, body);
+    }
+
+    /// A sector of a replica is this.
+    pub(crate) fn units(&mut self, replica: ReplicaId, sector: u64, unit: Unit) {
+        self.units.insert((replica, sector), unit);
+    }
+
+    fn digests(&mut self, sent: &Sent) -> Digests {
+        self.digested += 1;
+        let range = sent.header.range();
+        let unit = digest::unit(range);
+        let mut digests = Digests::default();
+        for at in (range.offset..range.end()).step_by(usize::try_from(unit).unwrap()) {
+            if u64::from(digests.read) >= digest::MAX_READ {
+                break;
+            }
+            let of = ByteRange::new(at, unit.min(range.end() - at));
+            let sectors: Vec<Unit> = of
+                .units(4096)
+                .map(|sector| {
+                    self.units
+                        .get(&(sent.replica, sector))
+                        .copied()
+                        .unwrap_or(Unit::Zeroes)
+                })
+                .collect();
+            let told = match sectors[..] {
+                [one] => one,
+                _ if sectors.contains(&Unit::Unreadable) => Unit::Unreadable,
+                _ if sectors.iter().all(|one| *one == Unit::Zeroes) => Unit::Zeroes,
+                _ => Unit::of(format!("{sectors:?}").as_bytes()),
+            };
+            if told != Unit::Zeroes {
+                digests.read += u32::try_from(of.len).unwrap();
+            }
+            digests.units.push(told);
+        }
+        digests
+    }
+
+    /// What the copies of a scrub do: the only ones here with such data, durable when they are answered.
+    fn note_copy(&mut self, sent: &Sent) {
+        match (sent.header.kind, &sent.body) {
+            (Kind::Read, _) if sent.header.op.0 > 0 => self.copied_from.push(sent.replica),
+            (Kind::Write, Body::Data(100..110)) => {
+                self.copied_to.push(sent.replica);
+                let Body::Data(data) = sent.body else { return };
+                let from = ReplicaId(u32::try_from(data - 100).unwrap());
+                for sector in sent.header.range().units(4096).filter(|_| !self.stubborn) {
+                    let is = self.units.get(&(from, sector)).copied().unwrap_or(Unit::Zeroes);
+                    self.units.insert((sent.replica, sector), is);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The catalogue wants this scrub made, from here on.
+    pub(crate) fn ask_scrub(&mut self, run: Option<u64>, from: u64) {
+        let ask = run.map(|run| ScrubAsk {
+            run: ScrubRun(run),
+            from,
+            reports: self.reports,
+            found: 0,
+            rate: self.rate,
+            mend: true,
+        });
+        self.step(engine::Event::Scrub(ask));
+        self.step(engine::Event::Tick);
+    }
+
+    /// Lets time pass, answering all; the catalogue hears every report.
+    pub(crate) fn scrub(&mut self, millis: u64) {
+        for _ in 0..millis / 10 {
+            while let Some((_, Change::Scrubbed { report, .. })) = self.proposed.first().cloned() {
+                self.outcome.0 += report.mended;
+                self.outcome.1 += report.left;
+                self.found.extend(report.findings);
+                self.ended = report.end;
+                self.decide();
+            }
+            self.run(10);
+        }
+    }
+
+    /// The catalogue refuses the oldest proposal.
+    pub(crate) fn refuse_change(&mut self) {
+        let (proposal, _) = self.proposed.remove(0);
+        let (row, run) = (self.row.clone(), ScrubRun(1));
+        let refusal = Some(Refusal::NoSuchScrub { run, report: 0 });
+        self.step(engine::Event::Outcome {
+            proposal,
+            row,
+            refusal,
+        });
+    }
+
+    /// Takes a message that waits for its answer.
+    pub(crate) fn take(&mut self, kind: Kind, replica: ReplicaId) -> Sent {
+        let of = |sent: &Sent| sent.header.kind == kind && sent.replica == replica;
+        let at = self.sent.iter().position(of).expect("no such message");
+        self.sent.remove(at).unwrap()
+    }
+
+    pub(crate) fn read(&mut self, io: u64, range: ByteRange) {
+        self.submit(io, Request::Read(range));
     }
 
     /// Takes a message out and refuses it.

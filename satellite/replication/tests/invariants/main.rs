@@ -9,6 +9,11 @@
 )]
 
 mod bench;
+mod c1_compared_at_rest;
+mod c2_most_are_right;
+mod c3_a_mend_is_a_write;
+mod c4_told_first;
+mod c5_clients_first;
 mod extents;
 mod g1_holes_stay_holes;
 mod g2_leaving;

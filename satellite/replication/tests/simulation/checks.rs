@@ -33,6 +33,9 @@ impl World {
                 continue;
             }
             for block in region * per_region..(region + 1) * per_region {
+                if self.has_rotted(block) {
+                    continue;
+                }
                 let block = usize::try_from(block).unwrap();
                 let read = |node: &usize| self.nodes[*node].store.as_ref().unwrap().1.block(block);
                 if let Some(other) = rest.iter().find(|node| read(node) != read(first)) {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use stor_replication::bitmap::Bitmap;
+use stor_replication::digest::{self, Digests, Unit};
 use stor_replication::disk::{BITS, Copy, PAGE, PageId, WORDS, decode_copy, decode_superblock, newest};
 use stor_replication::extents::Extent;
 use stor_replication::ids::{ConfigSeq, Epoch, ReplicaId, SnapshotId, VolumeId};
@@ -125,6 +126,7 @@ impl Disk {
             DiskAction::Zero { range, fua, .. } => (*range, None, *fua),
             DiskAction::Read { .. }
             | DiskAction::Extents { .. }
+            | DiskAction::Digest { .. }
             | DiskAction::Flush
             | DiskAction::MaySnapshot(_)
             | DiskAction::Snapshot(_) => return,
@@ -158,10 +160,43 @@ impl Disk {
         extents
     }
 
+    /// What a range holds, in short. The list may end early.
+    pub(crate) fn digests(&self, rng: &mut Rng, range: ByteRange) -> Digests {
+        let unit = digest::unit(range);
+        let mut digests = Digests::default();
+        for at in (range.offset..range.end()).step_by(usize::try_from(unit).unwrap()) {
+            let of = ByteRange::new(at, unit.min(range.end() - at));
+            let early = range.len > unit * 16 && rng.chance(2);
+            if !digests.units.is_empty() && (u64::from(digests.read) >= digest::MAX_READ || early) {
+                break;
+            }
+            let blocks = || of.units(BLOCK);
+            if blocks().any(|block| self.bad.contains(&block)) {
+                digests.units.push(Unit::Unreadable);
+                continue;
+            }
+            let contents = blocks().map(|block| self.block(usize::try_from(block).unwrap()));
+            let bytes: Vec<u8> = contents.flat_map(u64::to_le_bytes).collect();
+            let unit = Unit::of(&bytes);
+            if unit != Unit::Zeroes || rng.chance(50) {
+                digests.read += u32::try_from(of.len).unwrap();
+            }
+            digests.units.push(unit);
+        }
+        digests
+    }
+
+    /// A block becomes something that nobody wrote.
+    pub(crate) fn put_rotten(&mut self, block: u64, content: u64) {
+        let index = usize::try_from(block).unwrap();
+        self.blocks[index] = vec![(content, 0)];
+        self.unflushed.remove(&index);
+    }
+
     /// Ends an operation; for a read, its data. An unreadable block is an error.
     pub(crate) fn finish(&mut self, rng: &mut Rng, running: &Running) -> Result<Option<Data>, DiskError> {
         match &running.action {
-            DiskAction::Extents { .. } | DiskAction::MaySnapshot(_) => Ok(None),
+            DiskAction::Extents { .. } | DiskAction::Digest { .. } | DiskAction::MaySnapshot(_) => Ok(None),
             DiskAction::Snapshot(snapshot) => {
                 // Blocks are shared: what of them was not flushed is lost with them. Writes under way may be in it.
                 let running: Vec<DiskAction<Data>> = self

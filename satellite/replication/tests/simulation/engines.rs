@@ -55,6 +55,7 @@ impl World {
                 tick: u64::MAX,
                 served: false,
                 ending: false,
+                local,
             },
         );
         self.guests.get_mut(&guest).unwrap().engine = Some(id);

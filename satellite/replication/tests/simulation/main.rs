@@ -5,6 +5,7 @@
 //! to answer. While it lasts an oracle judges every read; afterwards everything is healed and the volume must
 //! become whole again, serve, and stop cleanly.
 //!
+//! In two fifths of the seeds scrubs run beside all that, and blocks rot at the end that another scrub has to mend.
 //! In a third of the seeds snapshots are made; a seed plus 2^40 is the same world with them.
 //!
 //! `STOR_SIM_SEEDS=n` runs n seeds from `STOR_SIM_FIRST` (default: 2000 from 1, in four tests). `night` runs many
@@ -33,6 +34,7 @@ mod owner;
 mod recopies;
 mod replicas;
 mod rng;
+mod scrubs;
 mod snapshots;
 mod sweep;
 mod trace;
@@ -60,6 +62,8 @@ pub(crate) struct Outcome {
     pub(crate) snapshots: (u64, u64),
     /// Copies of snapshots made anew.
     pub(crate) recopied: u64,
+    /// Scrubs that came to their end, and places they mended.
+    pub(crate) scrubs: (u64, u64),
     pub(crate) log: Vec<String>,
 }
 
@@ -83,6 +87,7 @@ pub(crate) fn run_world(mut world: World) -> Outcome {
         lost,
         snapshots: (world.snapshots.ready.len() as u64, world.snapshots.failed),
         recopied: world.snapshots.recopied,
+        scrubs: (world.scrubs.ended, world.scrubs.mended),
         log: world.log.into_iter().flatten().collect(),
     }
 }
@@ -161,6 +166,9 @@ fn scenario(world: &mut World) -> bool {
     world.check_equal(false);
     world.check_snapshots();
     world.check_recopied();
+    if world.scrubs.are_made() && !(world.scrub_what_rots() && whole_again(world)) {
+        return world.wrong.is_none();
+    }
     world.finished = true;
     world.stopped_clean = None;
     for guest in world.guests.values_mut() {
@@ -179,6 +187,21 @@ fn scenario(world: &mut World) -> bool {
         world.check_clean();
     }
     false
+}
+
+/// After what died beside the last scrub. `false`: something went wrong, or the volume is lost.
+fn whole_again(world: &mut World) -> bool {
+    let mut at = 0;
+    let settled = until(world, 2700 * SECOND, |world| {
+        at += 1;
+        at % 16 == 0 && (world.unsettled().is_none() || world.is_lost())
+    });
+    if world.wrong.is_none() && !settled {
+        let state = world.describe();
+        world.violate(format!("does not recover after a scrub: {state}"));
+    }
+    world.check_equal(false);
+    world.wrong.is_none() && !world.is_lost()
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -208,6 +231,8 @@ struct Totals {
     snapshots: AtomicU64,
     void: AtomicU64,
     recopied: AtomicU64,
+    scrubs: AtomicU64,
+    mended: AtomicU64,
     failed: Mutex<Vec<(u64, String)>>,
 }
 
@@ -220,6 +245,8 @@ impl Totals {
         self.snapshots.fetch_add(outcome.snapshots.0, Ordering::Relaxed);
         self.void.fetch_add(outcome.snapshots.1, Ordering::Relaxed);
         self.recopied.fetch_add(outcome.recopied, Ordering::Relaxed);
+        self.scrubs.fetch_add(outcome.scrubs.0, Ordering::Relaxed);
+        self.mended.fetch_add(outcome.scrubs.1, Ordering::Relaxed);
         if let Some(wrong) = outcome.wrong {
             println!("{seed:<8}# {wrong}");
             self.failed.lock().unwrap().push((seed, wrong));
@@ -235,7 +262,9 @@ impl Totals {
         );
         let (snapshots, void) = (self.snapshots.into_inner(), self.void.into_inner());
         let recopied = self.recopied.into_inner();
-        println!("{snapshots} snapshots, {void} void; {recopied} copies made anew");
+        println!("{recopied} copies made anew");
+        let (scrubs, mended) = (self.scrubs.into_inner(), self.mended.into_inner());
+        println!("{snapshots} snapshots, {void} void; {scrubs} scrubs, {mended} places mended");
         let failed = self.failed.into_inner().unwrap();
         if let Some((seed, wrong)) = failed.iter().min() {
             let log = run(*seed, true).log;
@@ -254,6 +283,7 @@ impl Totals {
         assert!(answered > 10 * seeds, "hardly anything happened");
         assert!(snapshots > seeds / 3, "hardly any snapshot was made");
         assert!(recopied > seeds / 10, "hardly any copy was made anew");
+        assert!(mended > seeds, "hardly anything was mended");
     }
 }
 

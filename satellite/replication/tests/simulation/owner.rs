@@ -69,6 +69,7 @@ impl World {
     pub(crate) fn apply(&mut self, change: &Change) -> Result<(), Refusal> {
         let decided = decide(&self.row, change);
         let decided = decided.and_then(|next| self.snapshot_wanted(change).map(|()| next));
+        let decided = decided.and_then(|next| self.scrub_wanted(change).map(|()| next));
         let next = decided.inspect_err(|refusal| {
             let line = format!("catalogue refuses {change:?}: {refusal}");
             if let Some(log) = &mut self.log {
@@ -92,6 +93,7 @@ impl World {
             Change::Add { .. } => self.moment(Moment::Addition),
             Change::Attach { .. } | Change::Restart { .. } => self.moment(Moment::Attach),
             Change::SnapshotReady { .. } | Change::SnapshotFailed { .. } => self.snapshot_told(change),
+            Change::Scrubbed { report, .. } => self.scrub_told(report),
             Change::Detach { .. } | Change::Place { .. } | Change::Leave { .. } | Change::Grow { .. } => {}
         }
         if let Change::Add { member, .. } = change {

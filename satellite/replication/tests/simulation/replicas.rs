@@ -195,6 +195,7 @@ impl World {
             DiskAction::Zero { range, .. } => (*range, promised),
             DiskAction::Read { .. }
             | DiskAction::Extents { .. }
+            | DiskAction::Digest { .. }
             | DiskAction::Flush
             | DiskAction::MaySnapshot(_)
             | DiskAction::Snapshot(_) => return,
@@ -243,6 +244,11 @@ impl World {
         if let DiskAction::Extents { range } = running.action {
             let extents = disk.extents(&mut self.rng, range);
             return self.replica_event(node, replica::Event::ExtentsFound { op, extents });
+        }
+        if let DiskAction::Digest { range } = running.action {
+            let short = disk.short_until > now && self.rng.chance(50);
+            let digests = (!short).then(|| disk.digests(&mut self.rng, range));
+            return self.replica_event(node, replica::Event::Digested { op, digests });
         }
         if let DiskAction::MaySnapshot(_) | DiskAction::Snapshot(_) = running.action {
             return self.snapshot_done(node, op, &running);

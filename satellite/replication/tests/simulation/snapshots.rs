@@ -36,6 +36,11 @@ impl Snapshots {
         self.wanted.map(|(_, begun, _)| begun)
     }
 
+    /// Nobody wants the one that is being made any more.
+    pub(crate) fn give_up(&mut self) {
+        self.wanted = None;
+    }
+
     /// A replica's disk was replaced by an older copy of it.
     pub(crate) fn forget(&mut self, replica: ReplicaId) {
         for ready in self.ready.values_mut() {
@@ -73,7 +78,11 @@ impl World {
             self.log(|| format!("snapshot {snapshot} is given up"));
             self.snapshots.wanted = None;
         }
-        if self.snapshots.wanted.is_none() && !self.quiet && self.rng.chance(self.plan.snapshots) {
+        if self.snapshots.wanted.is_none()
+            && !self.quiet
+            && !self.scrubs.rotting
+            && self.rng.chance(self.plan.snapshots)
+        {
             self.snapshots.asked += 1;
             let id = SnapshotId(Uuid::from_u128(self.snapshots.asked));
             self.log(|| format!("snapshot {id} is asked for"));

@@ -52,6 +52,12 @@ pub(crate) fn replica_event(event: &replica::Event<Data>) -> String {
             )
         }
         replica::Event::ExtentsFound { op, extents } => format!("extents {op} {}", holes(extents)),
+        replica::Event::Digested { op, digests } => {
+            let told = digests
+                .as_ref()
+                .map(|digests| (digests.read, digests.units.len()));
+            format!("digested {op} {told:?}")
+        }
         replica::Event::SnapshotDone { op, result } => format!("snapshot {op} {result:?}"),
         replica::Event::PagesStored { result } => format!("pages {result:?}"),
         replica::Event::Grown { size } => format!("grown to {size}"),
@@ -118,6 +124,7 @@ pub(crate) fn engine_event(event: &engine::Event<Data>) -> String {
             format!("outcome {proposal} {} {refusal:?}", self::row(row))
         }
         engine::Event::Snapshot(ask) => format!("snapshot {ask:?}"),
+        engine::Event::Scrub(ask) => format!("scrub {ask:?}"),
         engine::Event::Stop => "stop".into(),
         engine::Event::Tick => "tick".into(),
     }

@@ -18,6 +18,7 @@ use super::faults::{Fault, Plan};
 use super::frames::Frame;
 use super::oracle::Oracle;
 use super::rng::Rng;
+use super::scrubs::Scrubs;
 use super::snapshots::Snapshots;
 
 pub(crate) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(7));
@@ -67,6 +68,8 @@ pub(crate) enum What {
     Guest(u64),
     /// Somebody asks for a snapshot, or an engine hears of one.
     Snapshot,
+    /// Somebody asks for a scrub, or an engine hears of one.
+    Scrub,
     Owner,
     Fault,
     Strike(Fault),
@@ -188,6 +191,8 @@ pub(crate) struct EngineProcess {
     pub(crate) tick: u64,
     pub(crate) served: bool,
     pub(crate) ending: bool,
+    /// Replica it reads from by preference.
+    pub(crate) local: Option<ReplicaId>,
 }
 
 /// A request of a guest.
@@ -232,6 +237,7 @@ pub(crate) struct World {
     pub(crate) ownerless: Option<u64>,
     pub(crate) oracle: Oracle,
     pub(crate) snapshots: Snapshots,
+    pub(crate) scrubs: Scrubs,
     /// Writes not answered yet: the epoch that has them.
     pub(crate) unanswered: BTreeMap<u64, Epoch>,
     /// Highest epoch that answered a client.
@@ -295,6 +301,10 @@ impl World {
         }
         // Older lines of the list are about worlds in which nobody stayed away.
         world.forsakes = seed % 5 == 3 && (!committed || seed >= 3_000_000);
+        world.scrubs = Scrubs::new(seed, committed);
+        if world.scrubs.are_made() {
+            world.after(SECOND / 2, What::Scrub);
+        }
         world
     }
 
@@ -376,6 +386,7 @@ impl World {
             ownerless: None,
             oracle: Oracle::default(),
             snapshots: Snapshots::default(),
+            scrubs: Scrubs::new(0, true),
             unanswered: BTreeMap::new(),
             acking: Epoch(0),
             serving: Epoch(0),
@@ -505,6 +516,7 @@ impl World {
             What::EngineEnds(engine) => self.kill_engine(engine),
             What::Guest(guest) => self.guest_acts(guest),
             What::Snapshot => self.tend_snapshots(),
+            What::Scrub => self.tend_scrubs(),
             What::Owner => self.tend_owner(),
             What::Fault => self.fault(),
             What::Strike(fault) => self.strike(fault),

@@ -220,6 +220,7 @@ impl VolumeTask {
             transport,
             read_only: engine.read_only,
             snapshot: engine.snapshot,
+            scrub: engine.scrub,
             right: volume.right.clone(),
         };
         if running.configured.as_ref() == Some(&config) {

@@ -52,6 +52,7 @@ pub(super) fn status(task: &VolumeTask) -> Option<proto::EngineStatus> {
         read_only: task.engine.as_ref().is_some_and(|engine| engine.read_only),
         snapshot_id: snapshot.map(|(id, _)| id.to_string()).unwrap_or_default(),
         snapshot_stage: snapshot.map_or("", |(_, stage)| stage_word(stage)).to_owned(),
+        scrub: report.and_then(|report| report.scrub.as_ref()).map(scrub),
     })
 }
 
@@ -168,6 +169,14 @@ fn syncing(report: &Report) -> Vec<proto::SyncProgress> {
         done_bytes: progress.done_bytes,
     };
     report.syncing.iter().map(progress).collect()
+}
+
+fn scrub(scrub: &crate::control::Scrub) -> proto::ScrubProgress {
+    proto::ScrubProgress {
+        run: scrub.run.0,
+        cursor: scrub.cursor,
+        waits: scrub.waits.clone(),
+    }
 }
 
 fn counters(report: &Report) -> proto::EngineCounters {
