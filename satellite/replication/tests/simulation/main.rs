@@ -166,7 +166,7 @@ fn scenario(world: &mut World) -> bool {
     world.check_equal(false);
     world.check_snapshots();
     world.check_recopied();
-    if world.scrubs.are_made() && !(world.scrub_what_rots() && whole_again(world)) {
+    if world.may_rot() && !(world.scrub_what_rots() && whole_again(world)) {
         return world.wrong.is_none();
     }
     world.finished = true;

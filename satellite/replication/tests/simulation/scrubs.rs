@@ -198,6 +198,12 @@ impl World {
         rotting
     }
 
+    /// Whether blocks are to rot now: where a machine stays dead, a scrub waits for it without end.
+    pub(crate) fn may_rot(&self) -> bool {
+        let in_sync = self.row.in_sync().count();
+        self.scrubs.often > 0 && in_sync == self.row.replicas.len()
+    }
+
     /// Blocks rot, and a scrub finds and mends them. Answers whether all went well.
     pub(crate) fn scrub_what_rots(&mut self) -> bool {
         let rotting = self.rot_at_rest();
