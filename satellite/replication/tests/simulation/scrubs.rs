@@ -198,10 +198,12 @@ impl World {
         rotting
     }
 
-    /// Whether blocks are to rot now: where a machine stays dead, a scrub waits for it without end.
+    /// Whether blocks are to rot now: where a machine stays dead, a scrub waits for it without end, and where the only
+    /// copy of a sector can't be read, no other replica is brought up to date.
     pub(crate) fn may_rot(&self) -> bool {
-        let in_sync = self.row.in_sync().count();
-        self.scrubs.often > 0 && in_sync == self.row.replicas.len()
+        let (in_sync, all) = (self.row.in_sync().count(), self.row.replicas.len());
+        let whole = in_sync == all && all == self.plan.copies && self.forsaken.is_none();
+        self.scrubs.often > 0 && whole
     }
 
     /// Blocks rot, and a scrub finds and mends them. Answers whether all went well.
