@@ -170,6 +170,7 @@ impl World {
             satellite_dies: rng.chance(20),
         };
         let count = rng.between(1, 20);
+        let dies = rotting.engine_dies || rotting.satellite_dies;
         for number in 0..count {
             let rng = &mut self.scrubs.rng;
             let block = match rng.below(4) {
@@ -177,7 +178,8 @@ impl World {
                 // Where something was written.
                 _ => (self.plan.hot[rng.index(self.plan.hot.len())] + rng.below(24)).min(SIZE / BLOCK - 1),
             };
-            let (node, bad) = (members[rng.index(members.len())], rng.chance(20));
+            // Of what only the one that dies could read, nobody can be brought up to date.
+            let (node, bad) = (members[rng.index(members.len())], rng.chance(20) && !dies);
             if self.scrubs.rotten.contains_key(&block) {
                 continue;
             }
