@@ -171,6 +171,9 @@ impl World {
         };
         let count = rng.between(1, 20);
         let dies = rotting.engine_dies || rotting.satellite_dies;
+        // Of what only the one that dies could read, nobody can be brought up to date. And what a read finds unreadable is
+        // written again with what another member holds around it, rotten or not.
+        let bad = self.scrubs.rng.chance(20) && !dies;
         for number in 0..count {
             let rng = &mut self.scrubs.rng;
             let block = match rng.below(4) {
@@ -178,8 +181,7 @@ impl World {
                 // Where something was written.
                 _ => (self.plan.hot[rng.index(self.plan.hot.len())] + rng.below(24)).min(SIZE / BLOCK - 1),
             };
-            // Of what only the one that dies could read, nobody can be brought up to date.
-            let (node, bad) = (members[rng.index(members.len())], rng.chance(20) && !dies);
+            let node = members[rng.index(members.len())];
             if self.scrubs.rotten.contains_key(&block) {
                 continue;
             }
@@ -201,11 +203,12 @@ impl World {
     }
 
     /// Whether blocks are to rot now: where a machine stays dead, a scrub waits for it without end, and where the only
-    /// copy of a sector can't be read, no other replica is brought up to date.
+    /// copy of a sector can't be read, because the others leave, no other replica is brought up to date.
     pub(crate) fn may_rot(&self) -> bool {
         let (in_sync, all) = (self.row.in_sync().count(), self.row.replicas.len());
         let whole = in_sync == all && all == self.plan.copies && self.forsaken.is_none();
-        self.scrubs.often > 0 && whole
+        let stays = !self.row.replicas.values().any(|member| member.leaving);
+        self.scrubs.often > 0 && whole && stays
     }
 
     /// Blocks rot, and a scrub finds and mends them. Answers whether all went well.
