@@ -192,7 +192,9 @@ impl<P: Clone> Engine<P> {
             .iter()
             .filter(|(_, job)| job.reason == reason && waits(job));
         let waiting: Vec<u64> = jobs.map(|(id, _)| *id).collect();
-        if waiting.is_empty() || defect!(NothingPassed) {
+        // While all members are there, whoever is before it in the queue has its turn first.
+        let all_there = self.members().all(|(_, peer)| peer.is_open());
+        if waiting.is_empty() || all_there || defect!(NothingPassed) {
             return;
         }
         let stalled: BTreeSet<IoId> = self

@@ -232,13 +232,14 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    /// Whether nobody who can be reached has to do anything more for a write: it waits for members that are away.
+    /// Whether nobody who can be reached has to do anything more for a write: it waits for members that are away, be it
+    /// that they lack it, be it that they are to be heard again first (R9).
     pub(super) fn is_stalled(&self, io: IoId) -> bool {
         let open = self.peers.values().filter(|peer| peer.is_open());
         let open = open.fold(0, |mask, peer| mask | peer.bit);
         self.ios.get(&io).is_some_and(|state| {
             let lacking = state.awaited & !state.acked;
-            state.is_pending_write() && lacking != 0 && lacking & open == 0
+            state.is_pending_write() && lacking & open == 0
         })
     }
 

@@ -64,17 +64,16 @@ impl Locks {
         !blocked
     }
 
-    /// Grants a lock that is waited for past those `passed`, and past whoever waits, if nobody else is in the way and
-    /// anybody holds up the queue like that. Says whether it did.
+    /// Grants a lock that is waited for past those `passed`, and past whoever waits, if nobody else is in the way. Says
+    /// whether it did.
     //= docs/replication.md#R12
     pub(super) fn pass(&mut self, holder: Holder, passed: impl Fn(Holder) -> bool) -> bool {
         let Some(at) = self.waiting.iter().position(|lock| lock.holder == holder) else {
             return false;
         };
-        let held_up = self.granted.iter().any(|lock| passed(lock.holder));
         let blocks = |lock: &Lock, other: &Lock| lock.conflicts(other) && !passed(other.holder);
         let free = |lock: &Lock| !self.granted.iter().any(|other| blocks(lock, other));
-        let lock = self.waiting.get(at).copied().filter(|lock| held_up && free(lock));
+        let lock = self.waiting.get(at).copied().filter(free);
         if let Some(lock) = lock {
             self.waiting.remove(at);
             self.granted.push(lock);

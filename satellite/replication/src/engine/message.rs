@@ -209,6 +209,10 @@ impl<P: Clone> Engine<P> {
             status if matches!(sent.purpose, Purpose::MaySnapshot(_) | Purpose::Snapshot(_)) => {
                 self.snapshot_refused(now, replica, &sent.purpose, status, out);
             }
+            // Nobody is removed for a question that only a scrub asks.
+            Status::Invalid | Status::MediaError if let Purpose::Digest(number) = sent.purpose => {
+                self.scrub_refused(now, number, out);
+            }
             // To anything else it is no answer: the replica is refused like one whose disk failed.
             Status::MediaError if matches!(sent.kind, Kind::Read | Kind::Extents) => {
                 self.read_failed(now, replica, &sent, out);

@@ -382,6 +382,8 @@ impl<P: Clone> Engine<P> {
         if run.case.as_ref().is_some_and(|case| !case.todo.is_empty()) {
             return self.mend_case(now, out);
         }
+        // The end of a volume that has grown since may have been in the midst of a block.
+        run.cursor -= run.cursor % BLOCK;
         if run.suspects.is_empty() && size - run.cursor <= BLOCK {
             run.suspects
                 .push_back(ByteRange::new(run.cursor, size - run.cursor));
@@ -431,6 +433,14 @@ impl<P: Clone> Engine<P> {
         //= docs/replication.md#C1
         if look.number == number || defect!(ScrubOldAnswer) {
             look.answers.insert(replica, digest::decode(answer, look.range));
+        }
+    }
+
+    /// A member could not say: the volume has grown, and it has not heard of it yet, or has another idea of the range.
+    pub(super) fn scrub_refused(&mut self, now: Time, number: u64, out: &mut Vec<Command<P>>) {
+        let stage = self.scrubs.run.as_ref().map(|run| &run.stage);
+        if matches!(stage, Some(Stage::Looking(look)) if look.number == number) {
+            self.void_look(now, true, out);
         }
     }
 
@@ -515,10 +525,31 @@ impl<P: Clone> Engine<P> {
         let differs = |one: &&Finding| still.iter().any(|still| still.range().overlaps(one.range()));
         let left = small(case.findings.iter().filter(differs).count());
         let left = if defect!(ScrubBlind) { 0 } else { left };
-        let hopeless = still.iter().all(|one| one.right.is_none());
-        if left > 0 && case.tries < TRIES && !hopeless {
-            // Once more, by what is said now.
-            case.todo = still;
+        // What most held may be in the minority once one of them has left: what was known is not turned round.
+        let known = |one: &Finding| {
+            let mut known = case.findings.iter();
+            known.find(|known| known.range().overlaps(one.range())).cloned()
+        };
+        let turned = |one: &Finding| {
+            let right = one.right;
+            known(one)
+                .is_some_and(|known| known.is_certain() && right.is_some_and(|id| known.wrong.contains(&id)))
+        };
+        let todo: Vec<Finding> = still
+            .into_iter()
+            .filter(|one| one.right.is_some() && !turned(one))
+            .collect();
+        //= docs/replication.md#C4
+        let retold = todo.iter().any(|one| {
+            known(one).is_some_and(|known| (known.right, &known.wrong) != (one.right, &one.wrong))
+        });
+        if left > 0 && case.tries < TRIES && !todo.is_empty() {
+            // Once more, by what is said now; and if that is something else, it is told first.
+            case.told &= !retold;
+            if retold {
+                case.findings.clone_from(&todo);
+            }
+            case.todo = todo;
             return;
         }
         run.left += left;

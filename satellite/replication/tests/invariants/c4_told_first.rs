@@ -3,10 +3,11 @@
 
 use stor_replication::catalogue::Change;
 use stor_replication::digest::Unit;
+use stor_replication::engine;
 use stor_replication::scrub::{MOST_FOUND, ScrubEnd, ScrubReport};
-use stor_replication::wire::Kind;
+use stor_replication::wire::{Kind, Status};
 
-use super::bench::{A, B, Rig, SIZE, row};
+use super::bench::{A, B, C, Rig, SIZE, row};
 
 fn reports(rig: &Rig) -> Vec<ScrubReport> {
     let report = |(_, change): &(u64, Change)| match change {
@@ -113,4 +114,50 @@ fn very_much_that_differs_is_the_end() {
     rig.scrub(60_000);
     assert_eq!(rig.ended, Some(ScrubEnd::TooMuch));
     assert!(rig.found.len() >= MOST_FOUND as usize && rig.found.len() < MOST_FOUND as usize + 16);
+}
+
+#[test]
+fn what_most_held_is_not_turned_round_when_one_of_them_goes() {
+    let mut rig = Rig::new(row(&[A, B, C], &[], 1), true, Some(A));
+    rig.run(200);
+    rig.units(A, 20, Unit::of(b"other"));
+    rig.ask_scrub(Some(1), 0);
+    rig.run(100);
+    let told = reports(&rig)[0].findings[0].clone();
+    assert_eq!((told.wrong.as_slice(), told.agree), (&[A][..], 2));
+    // Who is to be copied from leaves before that was heard.
+    let mut less = rig.row.clone();
+    less.replicas.remove(&told.right.unwrap());
+    less.view.config = less.view.config.next();
+    less.revision += 1;
+    rig.row = less.clone();
+    rig.step(engine::Event::Row(less));
+    rig.decide();
+    rig.run(10_000);
+    let sound = if told.right == Some(B) { C } else { B };
+    assert!(!rig.copied_to.contains(&sound), "what was right is overwritten");
+}
+
+#[test]
+fn nobody_is_removed_for_a_range_it_does_not_know() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 1));
+    rig.ask_scrub(Some(1), 0);
+    let asked = rig
+        .sent
+        .iter()
+        .find(|sent| sent.header.kind == Kind::Digest)
+        .unwrap()
+        .clone();
+    rig.refuse(&asked, Status::Invalid);
+    rig.run(500);
+    assert!(
+        rig.proposed
+            .iter()
+            .all(|(_, change)| !matches!(change, Change::Remove { .. })),
+        "{:?}",
+        rig.proposed
+    );
+    assert_eq!(rig.closed, []);
+    rig.run(3000);
+    assert_eq!(reports(&rig).len(), 1, "it does not go on");
 }

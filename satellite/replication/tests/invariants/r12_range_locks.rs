@@ -185,3 +185,23 @@ fn a_copy_that_passes_a_write_comes_from_a_member_that_has_it() {
     rig.run_if(1000, |sent| !asked(sent));
     assert_eq!(from(&rig), [C]);
 }
+
+#[test]
+fn it_passes_one_that_all_have_done_and_one_of_them_is_not_heard() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 2));
+    rig.write(1, block(0));
+    rig.answer_if(|sent| sent.replica == B);
+    rig.lose(B);
+    rig.answer_if(|sent| sent.replica == A);
+    assert!(!rig.is_done(1), "what B did it may have lost since");
+    let mut row = row(&[A, B], &[C], 2);
+    row.revision = rig.row.revision + 1;
+    rig.row = row.clone();
+    rig.add(C, row);
+    rig.run(3000);
+    assert!(
+        matches!(rig.proposed.as_slice(), [(_, Change::Add { member: C, .. })]),
+        "{:?}",
+        rig.proposed
+    );
+}

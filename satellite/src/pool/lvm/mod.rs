@@ -339,10 +339,7 @@ impl ThinPool {
                 others.push(lv);
             }
         }
-        let mapped = Mapped::read(&self.room.lvm.status()?);
-        let Some(fill) = mapped.pool(&group, &pool).cloned() else {
-            return Err(ThinError::Inactive { group, pool });
-        };
+        let (mapped, fill) = self.room.mapped()?;
         self.view = View {
             pool: found,
             replicas,

@@ -13,6 +13,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use stor_replication::ids::{ReplicaId, SnapshotId, VolumeId};
 use uuid::Uuid;
@@ -207,14 +208,25 @@ impl ThinRoom {
 
     /// How full the pool is.
     pub fn fill(&self) -> Result<Fill, ThinError> {
-        let mapped = Mapped::read(&self.lvm.status()?);
-        mapped
-            .pool(&self.group, &self.pool)
-            .cloned()
-            .ok_or_else(|| ThinError::Inactive {
-                group: self.group.clone(),
-                pool: self.pool.clone(),
-            })
+        Ok(self.mapped()?.1)
+    }
+
+    /// What the kernel says of the group's volumes, and of the pool. While another command changes something in the pool it
+    /// is without a table for a moment: one that is not there is looked for again.
+    pub fn mapped(&self) -> Result<(Mapped, Fill), ThinError> {
+        for again in (0..LOOKS).rev() {
+            let mapped = Mapped::read(&self.lvm.status()?);
+            if let Some(fill) = mapped.pool(&self.group, &self.pool).cloned() {
+                return Ok((mapped, fill));
+            }
+            if again > 0 {
+                std::thread::sleep(LOOK_AGAIN);
+            }
+        }
+        Err(ThinError::Inactive {
+            group: self.group.clone(),
+            pool: self.pool.clone(),
+        })
     }
 
     /// Both volumes of a replica are whole: from now on it exists.
@@ -301,6 +313,10 @@ impl ThinRoom {
             .sum()
     }
 }
+
+/// How often a pool is looked for that the kernel does not show, and the time between.
+const LOOKS: u32 = 6;
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// Volumes named in one command: far below the longest command line.
 const MOST_AT_ONCE: usize = 256;
