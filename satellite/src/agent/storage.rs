@@ -132,6 +132,10 @@ impl Storage {
                 .pools
                 .entry(name.clone())
                 .or_insert_with(|| Slot::new(spec.clone()));
+            // What was found of the pool that went says nothing of the one that has its name now.
+            if slot.leaving {
+                slot.last = None;
+            }
             slot.leaving = false;
             slot.spec = spec.clone();
         }
