@@ -255,6 +255,7 @@ impl<P: Clone> Engine<P> {
                 _ => {}
             }
         }
+        self.drop_mends_on(now, replica, out);
         self.abort_syncs_from(now, replica, out);
     }
 

@@ -253,8 +253,9 @@ impl<P: Clone> Engine<P> {
                 Reason::Mend(target) | Reason::Sync(target) => **replica == target,
             })
             .filter(|(_, peer)| match reason {
-                Reason::Scrub { targets, .. } => peer.bit & targets != 0,
-                Reason::Repair | Reason::Mend(_) | Reason::Sync(_) => true,
+                Reason::Scrub { targets, .. } => peer.bit & targets != 0 && peer.is_open(),
+                Reason::Mend(_) => peer.is_open(),
+                Reason::Repair | Reason::Sync(_) => true,
             })
             .map(|(replica, peer)| (*replica, peer.bit))
             .collect();
@@ -280,6 +281,26 @@ impl<P: Clone> Engine<P> {
             self.send(now, replica, message, Purpose::Copy(id), out);
         }
         self.end_copy_when_done(now, id, out);
+    }
+
+    /// A member is not there: what was being mended on it is for a later read or scrub to find, and holds nobody's bytes
+    /// until it is back.
+    //= docs/replication.md#R12
+    pub(super) fn drop_mends_on(&mut self, now: Time, replica: ReplicaId, out: &mut Vec<Command<P>>) {
+        let bit = self.peers.get(&replica).map_or(0, |peer| peer.bit);
+        let mends = |job: &CopyJob| matches!(job.reason, Reason::Mend(_) | Reason::Scrub { .. });
+        let owed = |job: &CopyJob| job.stage == Stage::Writing && job.targets & !job.acked & bit != 0;
+        let jobs = self.copies.iter().filter(|(_, job)| mends(job) && owed(job));
+        let ids: Vec<u64> = jobs.map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(peer) = self.peers.get_mut(&replica) {
+                peer.sent.retain(|_, sent| sent.purpose != Purpose::Copy(id));
+            }
+            if let Some(job) = self.copies.get_mut(&id) {
+                job.targets &= !bit;
+            }
+            self.end_copy_when_done(now, id, out);
+        }
     }
 
     fn end_copy_when_done(&mut self, now: Time, id: u64, out: &mut Vec<Command<P>>) {

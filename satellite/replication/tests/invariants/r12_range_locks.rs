@@ -4,7 +4,7 @@
 use stor_replication::catalogue::Change;
 use stor_replication::engine::Request;
 use stor_replication::ids::ReplicaId;
-use stor_replication::wire::Kind;
+use stor_replication::wire::{Kind, Status};
 
 use super::bench::{A, B, C, Rig, Sent, block, row};
 
@@ -203,5 +203,33 @@ fn it_passes_one_that_all_have_done_and_one_of_them_is_not_heard() {
         matches!(rig.proposed.as_slice(), [(_, Change::Add { member: C, .. })]),
         "{:?}",
         rig.proposed
+    );
+}
+
+#[test]
+fn what_is_mended_on_a_member_that_goes_holds_nobody_up() {
+    let mut rig = Rig::serving(row(&[A, B], &[], 2));
+    rig.submit(1, Request::Read(block(0)));
+    let read = rig
+        .sent
+        .iter()
+        .find(|sent| sent.header.kind == Kind::Read)
+        .unwrap()
+        .clone();
+    rig.refuse(&read, Status::MediaError);
+    rig.run_if(100, |sent| sent.header.kind != Kind::Write);
+    assert!(rig.is_done(1));
+    assert_eq!(
+        rig.waiting(Kind::Write),
+        [read.replica],
+        "it is not written again"
+    );
+    let other = if read.replica == A { B } else { A };
+    rig.lose(read.replica);
+    rig.write(2, block(0));
+    assert_eq!(
+        rig.waiting(Kind::Write).first(),
+        Some(&other),
+        "waits for the mend"
     );
 }
