@@ -1,7 +1,6 @@
 //! Copies between replicas, under a range lock (R12): to make members equal after a crash (R8), to write an unreadable
 //! block again, to mend what a scrub found, to bring a returning replica up to date.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use super::message::{Message, Purpose};
 use super::{Command, Engine, FailReason};
 use crate::bitmap::Bitmap;
 use crate::body::Body;
-use crate::ids::{IoId, ReplicaId};
+use crate::ids::ReplicaId;
 use crate::range::{ByteRange, SECTOR};
 use crate::time::Time;
 use crate::wire::{Kind, flags};
@@ -181,31 +180,21 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    /// Copies to a returning replica that wait: for a lock behind a write that waits itself, for members that are away,
-    /// or for a source that has such a write.
+    /// Copies to a returning replica that wait for a lock behind a write that waits itself, for members that are away.
     //= docs/replication.md#R12
     pub(super) fn pass_stalled(&mut self, now: Time, target: ReplicaId, out: &mut Vec<Command<P>>) {
-        let reason = Reason::Sync(target);
-        let waits = |job: &CopyJob| job.stage == Stage::Locking || job.source.is_none();
-        let jobs = self
-            .copies
-            .iter()
-            .filter(|(_, job)| job.reason == reason && waits(job));
+        let waits = |job: &CopyJob| job.reason == Reason::Sync(target) && job.stage == Stage::Locking;
+        let jobs = self.copies.iter().filter(|(_, job)| waits(job));
         let waiting: Vec<u64> = jobs.map(|(id, _)| *id).collect();
         // While all members are there, whoever is before it in the queue has its turn first.
         let all_there = self.members().all(|(_, peer)| peer.is_open());
         if waiting.is_empty() || all_there || defect!(NothingPassed) {
             return;
         }
-        let stalled: BTreeSet<IoId> = self
-            .ios
-            .keys()
-            .copied()
-            .filter(|io| self.is_stalled(*io))
-            .collect();
+        let stalled = self.stalled_writes();
         for id in waiting {
             let passed = |holder: Holder| matches!(holder, Holder::Io(io) if stalled.contains(&io));
-            if self.locks.holds(Holder::Copy(id)) || self.locks.pass(Holder::Copy(id), passed) {
+            if self.locks.pass(Holder::Copy(id), passed) {
                 self.copy_locked(now, id, out);
             }
         }
@@ -246,16 +235,14 @@ impl<P: Clone> Engine<P> {
         let targets: Vec<(ReplicaId, u16)> = self
             .peers
             .iter()
-            .filter(|(replica, _)| match reason {
-                Reason::Repair | Reason::Scrub { .. } => {
-                    self.is_member(**replica) && Some(**replica) != source
+            .filter(|(replica, peer)| match reason {
+                Reason::Repair => self.is_member(**replica) && Some(**replica) != source,
+                Reason::Scrub { targets, .. } => {
+                    let named = peer.bit & targets != 0 && Some(**replica) != source;
+                    named && self.is_member(**replica) && peer.is_open()
                 }
-                Reason::Mend(target) | Reason::Sync(target) => **replica == target,
-            })
-            .filter(|(_, peer)| match reason {
-                Reason::Scrub { targets, .. } => peer.bit & targets != 0 && peer.is_open(),
-                Reason::Mend(_) => peer.is_open(),
-                Reason::Repair | Reason::Sync(_) => true,
+                Reason::Mend(target) => **replica == target && peer.is_open(),
+                Reason::Sync(target) => **replica == target,
             })
             .map(|(replica, peer)| (*replica, peer.bit))
             .collect();

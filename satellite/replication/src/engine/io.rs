@@ -1,5 +1,7 @@
 //! Clients' requests: locked, sent to all, answered when all have it.
 
+use std::collections::BTreeSet;
+
 use super::copy::overlaps_unequal;
 use super::locks::Holder;
 use super::message::{Message, Purpose};
@@ -232,31 +234,35 @@ impl<P: Clone> Engine<P> {
         }
     }
 
-    /// Whether nobody who can be reached has to do anything more for a write: it waits for members that are away, be it
+    /// Writes for which nobody who can be reached has to do anything more: they wait for members that are away, be it
     /// that they lack it, be it that they are to be heard again first (R9).
-    pub(super) fn is_stalled(&self, io: IoId) -> bool {
+    pub(super) fn stalled_writes(&self) -> BTreeSet<IoId> {
         let open = self.peers.values().filter(|peer| peer.is_open());
         let open = open.fold(0, |mask, peer| mask | peer.bit);
-        self.ios.get(&io).is_some_and(|state| {
-            let lacking = state.awaited & !state.acked;
-            state.is_pending_write() && lacking & open == 0
-        })
+        let stalled = |state: &Io<P>| state.is_pending_write() && state.awaited & !state.acked & open == 0;
+        self.ios
+            .iter()
+            .filter(|(_, state)| stalled(state))
+            .map(|(io, _)| *io)
+            .collect()
     }
 
     /// Bits of the replicas that lack a write to `range` that is under way.
     pub(super) fn lacking(&self, range: ByteRange) -> u16 {
-        let overlaps = |state: &&Io<P>| state.range().is_some_and(|of| of.overlaps(range));
-        let pending = self.ios.values().filter(|state| state.is_pending_write());
-        pending
-            .filter(overlaps)
+        self.pending_writes(range)
             .fold(0, |mask, state| mask | (state.awaited & !state.acked))
     }
 
     /// Whether a write is under way in a region.
     pub(super) fn is_written(&self, region: u64) -> bool {
         let region = ByteRange::new(region * REGION, REGION);
-        let mut pending = self.ios.values().filter(|state| state.is_pending_write());
-        pending.any(|state| state.range().is_some_and(|of| of.overlaps(region)))
+        self.pending_writes(region).next().is_some()
+    }
+
+    fn pending_writes(&self, range: ByteRange) -> impl Iterator<Item = &Io<P>> {
+        self.ios.values().filter(move |state| {
+            state.is_pending_write() && state.range().is_some_and(|of| of.overlaps(range))
+        })
     }
 
     /// Members, and replicas on their way to become one.

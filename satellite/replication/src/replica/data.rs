@@ -171,38 +171,19 @@ impl<P: Clone> Replica<P> {
 
     /// What is a hole is known; not knowing it is no failure.
     pub(super) fn extents_found(&mut self, op: u64, mut extents: Vec<Extent>, out: &mut Vec<Command<P>>) {
-        let Some(InFlight {
-            conn,
-            header,
-            arrived,
-        }) = self.awaited(op)
-        else {
-            return;
-        };
+        let Some(asked) = self.awaited(op) else { return };
         if extents.is_empty() {
-            extents.push(Extent::data(header.range().len));
+            extents.push(Extent::data(asked.header.range().len));
         }
-        self.answer(
-            arrived,
-            conn,
-            &header,
-            Body::Bytes(extents::encode(&extents)),
-            out,
-        );
+        let body = Body::Bytes(extents::encode(&extents));
+        self.answer(asked.arrived, asked.conn, &asked.header, body, out);
     }
 
     /// What a range holds is known, or can't be told now: then the engine asks again one day.
     pub(super) fn digested(&mut self, op: u64, digests: Option<Digests>, out: &mut Vec<Command<P>>) {
-        let Some(InFlight {
-            conn,
-            header,
-            arrived,
-        }) = self.awaited(op)
-        else {
-            return;
-        };
+        let Some(asked) = self.awaited(op) else { return };
         let body = digests.map_or(Body::None, |digests| Body::Bytes(digest::encode(&digests)));
-        self.answer(arrived, conn, &header, body, out);
+        self.answer(asked.arrived, asked.conn, &asked.header, body, out);
     }
 
     /// Something could not be done just now. Its engine sends it again on a new connection, after a pause.

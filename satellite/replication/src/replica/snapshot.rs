@@ -3,7 +3,7 @@
 //! Made when no write is under way in the disk, answered when it is durable. It says nothing of the replica: that it
 //! could not be made is no failure of the disk. Copies are not known here; the node's agent keeps and removes them.
 
-use super::{Command, DiskAction, InFlight, Parked, Replica, SnapshotError, reply};
+use super::{Command, DiskAction, Parked, Replica, SnapshotError, reply};
 use crate::body::Body;
 use crate::ids::{ConnId, SnapshotId};
 use crate::info::Reader;
@@ -64,22 +64,15 @@ impl<P: Clone> Replica<P> {
         result: Result<(), SnapshotError>,
         out: &mut Vec<Command<P>>,
     ) {
-        let Some(InFlight {
-            conn,
-            header,
-            arrived,
-        }) = self.awaited(op)
-        else {
-            return;
-        };
+        let Some(asked) = self.awaited(op) else { return };
         let status = match result {
-            Ok(()) => return self.answer(arrived, conn, &header, Body::None, out),
+            Ok(()) => return self.answer(asked.arrived, asked.conn, &asked.header, Body::None, out),
             Err(SnapshotError::Unknown) => Status::SnapshotUnknown,
             Err(SnapshotError::Unsupported) => Status::SnapshotUnsupported,
             Err(SnapshotError::NoSpace) => Status::NoSpace,
             Err(SnapshotError::Failed) => Status::SnapshotFailed,
         };
-        reply(out, conn, &header, status);
+        reply(out, asked.conn, &asked.header, status);
     }
 }
 
